@@ -1,0 +1,56 @@
+# demo: from nothing to a classifier.  test, check, docs: what CI runs.  bench: speed and quality, one by one.
+SHELL := /bin/bash
+.DEFAULT_GOAL := demo
+.PHONY: demo test test-wheel check bench docs clean python
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUNDLE := demo/sms-spam-tagsmith
+
+demo: $(VENV)/.installed
+	$(BIN)/tagsmith train sms-spam --out $(BUNDLE) --force
+	$(BIN)/tagsmith predict $(BUNDLE) \
+	  "You are a winner you have been specially selected to receive \$$1000 cash or a \$$2000 award." \
+	  "Hey, just wanted to check if we're still on for dinner tonight? Let me know!"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-wheel: $(VENV)/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	PYTHONPATH=$(CURDIR)/build/wheel TAGSMITH_EXPECTED=$(CURDIR)/build/wheel $(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyrefly check
+
+bench: $(VENV)/.installed-dev
+	@set -e; for script in benchmarks/*.py; do \
+	  [ -e "$$script" ] || { echo "There is nothing in benchmarks/ yet."; exit 0; }; \
+	  echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate.py --check
+
+clean:
+	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt | python
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | python
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/.installed
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Tagsmith needs Python 3.11 or later; found '$(PYTHON)'. Name another: make PYTHON=python3.12" >&2; exit 2; }

@@ -1,0 +1,271 @@
+"""The command line: each verb reads its arguments, calls one function, and prints."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tagsmith.errors import ResourceError, SettingError, TagsmithError
+
+if TYPE_CHECKING:
+    from tagsmith.config import Config
+
+app = typer.Typer(
+    help="Turn a table of labelled text into a classifier, and say honestly whether the LLM was worth it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Source = Annotated[
+    str, typer.Argument(help="A CSV, TSV, JSON-lines or Parquet file, a zip of one, '-', or a named data set.")
+]
+BundleFolder = Annotated[Path, typer.Argument(help="The folder of a trained bundle.")]
+Setting = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")]
+
+
+@app.command()
+def train(
+    source: Source,
+    out: Annotated[Path | None, typer.Option(help="Folder of the bundle; ./NAME-tagsmith by default.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Rows of your own to choose by.")] = None,
+    test: Annotated[str | None, typer.Option(help="Rows of your own to measure on.")] = None,
+    preset: Annotated[str, typer.Option(help="Named settings to start from: default or book.")] = "default",
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings; `tagsmith init` writes one.")] = None,
+    settings: Setting = None,
+    backbone: Annotated[str | None, typer.Option(help="Short for --set model.backbone=NAME.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The one seed of the run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
+) -> None:
+    """Train a classifier, measure it, and save it as a bundle."""
+    from tagsmith.console import Console
+    from tagsmith.pipeline import default_out
+    from tagsmith.pipeline import train as run
+
+    chosen = _config(preset, config, settings, backbone=backbone, seed=seed)
+    folder = out or default_out(source, resume=resume)
+    with Console() as console, _stoppable(console) as stop:
+        try:
+            bundle = run(
+                source,
+                validation=validation,
+                test=test,
+                out=folder,
+                config=chosen,
+                force=force,
+                resume=resume,
+                stop=stop,
+                listen=console,
+            )
+        except KeyboardInterrupt:
+            raise SystemExit(_interrupted(_left_by_interrupt(folder))) from None
+        except TagsmithError as error:
+            if error.exit_code == _INTERRUPTED:
+                raise SystemExit(_interrupted(f"{error} To go on: {_again(folder)}")) from None
+            raise
+    console.summary(bundle.report, folder)
+    print(folder)
+
+
+@app.command()
+def predict(
+    bundle: BundleFolder,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to label; '-' reads one from each line of standard input.")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option(help="A table to label instead; '-' reads it from standard input.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the labelled table goes: .csv, .tsv, .jsonl or .parquet.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="The column of --file that holds the text.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a text, with all probabilities.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
+) -> None:
+    """Label texts, or the rows of a file."""
+    from tagsmith.deployment.bundle import load
+    from tagsmith.deployment.manifest import refuse_existing
+
+    if (file is None) != (out is None):
+        raise typer.BadParameter("--file and --out go together: the rows of one are written to the other.")
+    if (file is None) == (not texts):
+        raise typer.BadParameter("give either texts, or --file and --out.")
+    if file is not None and out is not None:
+        from tagsmith.console import Console
+        from tagsmith.deployment.scoring import score
+
+        refuse_existing(out, force=force)
+        with Console() as console:
+            rows = score(load(bundle), file, out=out, text=text, force=force, listen=console)
+        typer.echo(f"{rows} rows labelled.", err=True)
+        print(out)
+        return
+    lines = [line.rstrip("\r\n") for line in sys.stdin] if texts == ["-"] else texts or []
+    loaded = load(bundle)
+    for line, answer in zip(lines, loaded.answer(lines), strict=True):
+        if as_json:
+            probabilities = dict(zip(loaded.labels, answer.probabilities, strict=False))
+            values = {
+                "text": line,
+                "label": answer.label,
+                "probabilities": probabilities,
+                "truncated": answer.truncated,
+            }
+            print(json.dumps(values | ({"reason": answer.reason} if answer.reason else {}), ensure_ascii=False))
+        elif answer.label is None:
+            print(f"-\t-\t{line}\t({answer.reason})")
+        else:
+            print(f"{answer.label}\t{answer.probability:.4f}\t{' '.join(line.split())}")
+
+
+@app.command()
+def evaluate(
+    bundle: BundleFolder,
+    source: Source,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Measure a bundle on other labelled rows."""
+    from tagsmith.console import Console
+    from tagsmith.pipeline import evaluate as run
+
+    with Console() as console:
+        report = run(bundle, source, listen=console).as_dict()
+    if as_json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        console.scores(report, file=sys.stdout)
+
+
+@app.command()
+def report(bundle: BundleFolder) -> None:
+    """Show what a bundle's report says, and where its page is."""
+    from tagsmith.console import Console
+    from tagsmith.deployment.manifest import verify
+
+    verify(bundle)
+    with Console() as console:
+        console.scores(json.loads((bundle / "report.json").read_text(encoding="utf-8")), file=sys.stdout)
+    print(bundle / "report.html")
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The settings file to write.")] = Path("tagsmith.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a settings file with every setting, its default and its meaning."""
+    from tagsmith.config import settings_file
+
+    if file.exists() and not force:
+        raise SettingError(f"'{file}' exists. Expected a new name; choose another, or give --force to replace it.")
+    file.write_text(settings_file(), encoding="utf-8")
+    print(file)
+
+
+@app.command()
+def assets() -> None:
+    """List the backbones and data sets that have a name, and where they come from."""
+    from tagsmith.assets import ASSETS, cached
+
+    for name, asset in ASSETS.items():
+        here = "here" if cached(name) else "-"
+        print(f"{name}\t{asset.kind}\t{here}\t{asset.licence}\t{asset.description}")
+
+
+def main() -> None:
+    """Run the command line: a mendable error is one paragraph and exit code 3, wrong usage 2."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that wait for one another spin for milliseconds by default: on cores that other programs use too, a
+        # step then took up to 20 times as long. This many rounds are some microseconds, and cost nothing when alone.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    try:
+        app()
+    except TagsmithError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", _INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(
+            f"The disk is full ({error.filename or 'while writing'}). Free some space and try again.",
+            ResourceError.exit_code,
+        )
+
+
+_INTERRUPTED = 130
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"tagsmith: {message}", err=True)
+    raise SystemExit(code)
+
+
+def _interrupted(message: str) -> int:
+    typer.echo(f"\ntagsmith: {message}", err=True)
+    return _INTERRUPTED
+
+
+def _left_by_interrupt(folder: Path) -> str:
+    if folder.with_name(f"{folder.name}.checkpoint").exists():
+        return f"Interrupted: no bundle was written. To go on from the last checkpoint: {_again(folder)}"
+    return "Interrupted: nothing was written."
+
+
+def _again(folder: Path) -> str:
+    words = ["tagsmith", *sys.argv[1:]]
+    if "--out" not in words and not any(word.startswith("--out=") for word in words):
+        words += ["--out", str(folder)]
+    return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+def _config(
+    preset: str, file: Path | None, settings: list[str] | None, *, backbone: str | None, seed: int | None
+) -> Config:
+    from tagsmith.config import Config, load_settings, merge, parse_setting, settings_of
+
+    layers: list[Mapping[str, Any]] = [settings_of(preset)]
+    if file is not None:
+        layers.append(load_settings(file))
+    layers += [parse_setting(assignment) for assignment in settings or []]
+    if backbone is not None:
+        layers.append({"model": {"backbone": backbone}})
+    if seed is not None:
+        layers.append({"seed": seed})
+    return Config.of(merge(*layers))
+
+
+@contextmanager
+def _stoppable(console: Any) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks a tuning to stop after its step; before tuning, or a second time, it stops at once."""
+    asked = False
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked or not console.tuning:
+            raise KeyboardInterrupt
+        asked = True
+        console.say("Stopping after this step; Ctrl-C again stops at once.")
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,260 @@
+"""All settings, one frozen section per stage, named as its folder. The string under a field is its help text."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tagsmith.errors import SettingError
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Stage 1: from a file to splits."""
+
+    text: str | None = None
+    """Column that holds the text; found by itself when it is not given."""
+    label: str | None = None
+    """Column that holds the label; found by itself when it is not given."""
+    group: str | None = None
+    """Column whose equal values must stay in one split (a customer, a document)."""
+    quoting: Literal["auto", "standard", "none"] = "auto"
+    """How a CSV or TSV quotes: `standard` as RFC 4180, `none` takes quotes as text, `auto` decides and says so."""
+    split: Literal["group", "book"] = "group"
+    """`group` keeps duplicates together and the labels' shares equal; `book` repeats the book's own protocol."""
+    validation_share: float = Field(0.10, gt=0, lt=0.5)
+    """Share of the rows for stopping and choosing; half of it becomes calibration rows when that is at least 200."""
+    test_share: float = Field(0.20, gt=0, lt=0.9)
+    """Share of the rows that is opened once, at the end."""
+    balance: Literal["none", "undersample", "oversample", "weights"] = "none"
+    """What is done about unequal labels, on the training rows only, after the split."""
+    near_duplicates: float = Field(0.8, gt=0.5, le=1.0)
+    """Set Jaccard of character 5-grams of the folded text from which on two rows are near duplicates."""
+
+
+class ModelConfig(Section):
+    """Stage 2: the LLM and what replaces its language-model head."""
+
+    backbone: str = "smollm2-135m-instruct-q4"
+    """A name from `tagsmith assets`, a Hugging Face id, or a local folder; `A or B` takes the first that can be had."""
+    layers: int | Literal["recommended", "all"] = "recommended"
+    """How many blocks of the backbone are kept, from the bottom; `recommended` is the named backbone's tried depth."""
+    pooling: Literal["auto", "last", "mean", "first"] = "auto"
+    """Which token's state the head sees: the last real one, the mean, or the first; `auto` fits the family."""
+    head: Literal["linear", "mlp"] = "linear"
+    """The classification head: one matrix without bias, or one hidden layer."""
+    max_tokens: int = Field(256, ge=4)
+    """Longer texts are cut here, from the end; how many were is in the report."""
+
+
+class TuningConfig(Section):
+    """Stage 3: which weights learn, and how."""
+
+    method: Literal["head", "last_layers", "full"] = "last_layers"
+    """`head` alone, the `last_layers` with final norm and head, or the `full` backbone."""
+    blocks: int = Field(2, ge=1)
+    """How many of the last blocks learn with `last_layers`."""
+    epochs: int = Field(3, ge=1)
+    """Most passes over the training rows; early stopping may end sooner."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak rate of the backbone's weights."""
+    head_learning_rate: float | None = Field(1e-3, gt=0)
+    """Peak rate of the head; None takes `learning_rate`."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled decay of matrices (AdamW); norms and biases have none."""
+    batch_size: int = Field(16, ge=1)
+    """Rows per step, whatever fits into memory at once."""
+    tokens_per_batch: int = Field(1024, ge=16)
+    """Tokens per micro-batch, an upper bound; only memory and speed depend on it."""
+    warmup: float = Field(0.06, ge=0, le=1)
+    """Share of the steps in which the rate rises."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """What the rate does after the warm-up: falls to zero in a line, or stays."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    patience: int = Field(3, ge=1)
+    """Evaluations without a better validation score after which tuning stops."""
+    evaluations_per_epoch: int = Field(2, ge=1)
+    """How often the validation rows are scored within an epoch."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of frozen blocks; `auto` is bf16 where the processor has it."""
+
+
+class EvaluationConfig(Section):
+    """Stage 4: what is measured and what counts as better."""
+
+    metric: Literal["log_loss", "accuracy", "macro_f1"] = "log_loss"
+    """What decides on the best step, on validation rows."""
+    margin: float = Field(1.0, gt=0)
+    """Points of accuracy within which two models are called practically equal."""
+    resamples: int = Field(2000, ge=200)
+    """Bootstrap resamples behind an interval that has no closed form."""
+    calibrate: bool = True
+    """Fit a temperature on the calibration rows, when there are at least 200."""
+
+
+class DeploymentConfig(Section):
+    """Stage 5: how a bundle answers."""
+
+    tokens_per_batch: int = Field(512, ge=16)
+    """Tokens that one core scores at once, an upper bound; answers do not depend on it."""
+
+
+class Config(Section):
+    """Every setting of a run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    tuning: TuningConfig = TuningConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
+    seed: int = Field(123, ge=0)
+    """The one seed; every random step derives from it."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Config:
+        """The defaults with nested `settings` laid over them; SettingError names what is wrong with any of them."""
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise SettingError(_explain(error)) from None
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Config:
+        """A copy with nested `settings` laid over it."""
+        return Config.of(_merge(self.model_dump(), settings))
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "book": {
+        "data": {"quoting": "standard", "split": "book"},
+        "model": {
+            "backbone": "gpt2 or smollm2-135m-instruct-q4",
+            "layers": "all",
+            "pooling": "last",
+            "max_tokens": 120,
+        },
+        "tuning": {
+            "method": "last_layers",
+            "blocks": 1,
+            "epochs": 5,
+            "learning_rate": 5e-5,
+            "head_learning_rate": None,
+            "weight_decay": 0.1,
+            "batch_size": 8,
+            "warmup": 0.0,
+            "schedule": "constant",
+            "patience": 99,
+            "evaluations_per_epoch": 1,
+        },
+    },
+}
+"""Named starting points. `book` is chapter 6 of "Build a Large Language Model (From Scratch)" (Raschka 2024)."""
+
+
+def settings_of(preset: str) -> dict[str, Any]:
+    """The nested settings of a preset; SettingError names the known ones."""
+    if preset not in PRESETS:
+        raise SettingError(f"Unknown preset '{preset}'. {_known(preset, PRESETS)}")
+    return PRESETS[preset]
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The nested settings of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(f"No settings file at '{path}'. Give --config the path of a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"'{path}' is not valid TOML: {error}.") from None
+
+
+def parse_setting(assignment: str) -> dict[str, Any]:
+    """Nested settings from `section.key=value`; the value is read as TOML, or as a string where it is not TOML."""
+    name, equals, text = assignment.partition("=")
+    if not equals or not name.strip():
+        raise SettingError(f"'{assignment}' is no setting. Write it as section.key=value, as in tuning.epochs=5.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    nested: Any = None if text == "none" and name.strip() in _NULLABLE else value
+    for key in reversed(name.strip().split(".")):
+        nested = {key: nested}
+    return nested
+
+
+_NULLABLE = {"tuning.head_learning_rate", "data.text", "data.label", "data.group"}
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings laid over one another, the last on top."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    return merged
+
+
+def fields() -> Iterable[tuple[str, str, Any]]:
+    """Every setting as `(section.key, help text, default)`, in order."""
+    for name, field in Config.model_fields.items():
+        section = field.default
+        if not isinstance(section, Section):
+            yield name, field.description or "", field.default
+            continue
+        for key, inner in type(section).model_fields.items():
+            yield f"{name}.{key}", inner.description or "", inner.default
+
+
+def settings_file() -> str:
+    """A TOML file of every setting with its default, its meaning above it; what is None stands as a comment."""
+    lines, section = ["# Every setting of Tagsmith with its default.", f"seed = {Config().seed}"], ""
+    for name, help_text, default in fields():
+        here, _, key = name.rpartition(".")
+        if not here:
+            continue
+        if here != section:
+            section = here
+            lines += ["", f"[{section}]"]
+        value = json.dumps(default)
+        lines += [f"# {help_text}", f"# {key} =" if default is None else f"{key} = {value}"]
+    return "\n".join(lines) + "\n"
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"] if part in _NAMES or "." not in str(part))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"Unknown setting '{name}'. {_known(name, [known for known, _, _ in fields()])}")
+        else:
+            lines.append(f"Setting '{name}' cannot be {problem['input']!r}: {problem['msg']}.")
+    return " ".join(dict.fromkeys(lines))
+
+
+_NAMES = frozenset({"data", "model", "tuning", "evaluation", "deployment", "seed"})
+
+
+def _known(name: str, names: Iterable[str]) -> str:
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(sorted(known))}."

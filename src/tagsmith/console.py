@@ -1,0 +1,157 @@
+"""What a person sees while a command works: bars in a terminal, lines in a log; all of it on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from tagsmith.events import Event
+
+
+class Console:
+    """A listener that shows events. `tuning` says whether steps have begun."""
+
+    def __init__(self) -> None:
+        self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self.tuning = False
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        self.tuning = event.stage == "tuning" and event.name in ("step", "evaluated")
+        show = getattr(self, f"_on_{event.stage}_{event.name}", None)
+        if show is not None:
+            show(event)
+        elif event.name == "note":
+            self.say(f"Note: {event.values['text']}")
+
+    def say(self, text: str) -> None:
+        """A line of text."""
+        self._console.print(escape(text))
+
+    def scores(self, report: Mapping[str, Any], *, file: TextIO | None = None) -> None:
+        """The verdict and the scores of model and baselines, as a table."""
+        console = RichConsole(file=file or sys.stderr, highlight=False, soft_wrap=True)
+        rows = RichTable("", "accuracy", "macro F1", "log loss", box=None, pad_edge=False, header_style="bold")
+        named = (("this classifier", report["test"]), ("TF-IDF + linear", report["baselines"]["tfidf"]))
+        for name, scores in (*named, ("majority", report["baselines"]["majority"])):
+            rows.add_row(name, _percent(scores["accuracy"]), _percent(scores["macro_f1"]), _plain(scores["log_loss"]))
+        if report.get("before_tuning"):
+            before = report["before_tuning"]
+            rows.add_row(
+                "before tuning", _percent(before["accuracy"]), _percent(before["macro_f1"]), _plain(before["log_loss"])
+            )
+        console.print(f"\nOn {report['test']['n']} test rows (with 95 % intervals):")
+        console.print(rows)
+        for note in report.get("notes", ()):
+            console.print(escape(f"Note: {note}"))
+        console.print(f"\n[bold]{escape(report['verdict']['text'])}[/bold]")
+
+    def summary(self, report: Mapping[str, Any], folder: Path) -> None:
+        """All that is said at the end of a training."""
+        if report.get("book"):
+            self._book(report["book"])
+        self.scores(report)
+        self.say(f'\nReport: {folder / "report.html"}\nBundle: {folder}\nAsk it: tagsmith predict {folder} "a text"')
+
+    def _book(self, book: Mapping[str, Any]) -> None:
+        """The tables of the book's chapter: class counts, accuracies before, the course of tuning, accuracies after."""
+        for title, counts in book["counts"].items():
+            self.say(f"\n{title}")
+            for label, count in counts.items():
+                self.say(f"  {label:<6} {count:>5}")
+        for title in ("before", "after"):
+            if title == "after":
+                self._book_course(book["course"])
+            self.say(f"\nAccuracy {title} fine-tuning")
+            for part, share in book[title].items():
+                self.say(f"  {part.capitalize() + ' accuracy:':<22} {100 * share:.2f}%")
+
+    def _book_course(self, course: list[Mapping[str, Any]]) -> None:
+        self.say("\nFine-tuning")
+        for values in course:
+            self.say(
+                f"  Ep {values['epoch']:g} (Step {values['step']:06d}): Train loss {values['train_loss']:.3f}, "
+                f"Val loss {values['validation_loss']:.3f}; training accuracy {100 * values['train_accuracy']:.2f}%, "
+                f"validation accuracy {100 * values['validation_accuracy']:.2f}%"
+            )
+
+    def _on_assets_progress(self, event: Event) -> None:
+        size = f"{(event.step or 0) / 2**20:.0f} of {(event.total or 0) / 2**20:.0f} MiB"
+        self._bar(f"Fetching {event.values.get('name', '')}", event, detail=size)
+
+    def _on_data_read(self, event: Event) -> None:
+        self.say(f"Read {event.values['rows']} labelled rows from {event.values['source']}.")
+
+    def _on_data_done(self, event: Event) -> None:
+        self.say("Split: " + ", ".join(f"{count} {name}" for name, count in event.values.items()) + " rows.")
+
+    def _on_model_built(self, event: Event) -> None:
+        values = event.values
+        self.say(f"Backbone {values['backbone']}, {values['layers']} blocks, pooling {values['pooling']}.")
+
+    def _on_model_frozen(self, event: Event) -> None:
+        self._bar("Frozen blocks, once", event, detail=f"{event.step} of {event.total} texts")
+
+    def _on_tuning_step(self, event: Event) -> None:
+        values = event.values
+        self._bar("Tuning", event, detail=f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.0%}")
+
+    def _on_tuning_evaluated(self, event: Event) -> None:
+        values = event.values
+        self.say(
+            f"Epoch {values['epoch']:.2f}: "
+            f"train loss {values['train_loss']:.3f}, accuracy {values['train_accuracy']:.1%}; "
+            f"validation loss {values['validation_loss']:.3f}, accuracy {values['validation_accuracy']:.1%}"
+        )
+
+    def _on_evaluation_baselines(self, event: Event) -> None:
+        self.say("Fitting TF-IDF on the same rows.")
+
+    def _on_evaluation_test(self, event: Event) -> None:
+        self.say(f"Opening the {event.values['rows']} test rows with the saved bundle.")
+
+    def _on_deployment_progress(self, event: Event) -> None:
+        self._bar("Labelling", event, detail=f"{event.step} of {event.total} rows")
+
+    def _bar(self, name: str, event: Event, *, detail: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=event.total, detail=detail)
+        self._progress.update(self._tasks[name], completed=event.step or 0, total=event.total, detail=detail)
+
+
+def _percent(measure: Mapping[str, float | None]) -> str:
+    if measure["low"] is None or measure["high"] is None:
+        return f"{100 * (measure['value'] or 0):.2f} %"
+    return f"{100 * (measure['value'] or 0):.2f} % ({100 * measure['low']:.1f} to {100 * measure['high']:.1f})"
+
+
+def _plain(measure: Mapping[str, float | None]) -> str:
+    value = measure["value"]
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""Stage 5, deployment: classifier and report become a bundle, and the bundle answers."""

@@ -1,0 +1,58 @@
+"""The model card in Hugging Face's form: what the model is, how well it answers, and what not to expect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def card(report: Mapping[str, Any]) -> str:
+    """README.md of a bundle: front matter with metrics, then the verdict in words."""
+    model, test, data = report["model"], report["test"], report["data"]
+    labels = ", ".join(json.dumps(name, ensure_ascii=False) for name in data["labels"][:20])
+    serves = (
+        "`transformers.pipeline('text-classification', model=DIR)` answers the same; give it `truncation=True`."
+        if model["hugging_face"]
+        else "Hugging Face's classifiers cannot express this model; load it with Tagsmith."
+    )
+    lines = [
+        "---",
+        "library_name: tagsmith",
+        "pipeline_tag: text-classification",
+        "metrics: [accuracy, f1]",
+        "model-index:",
+        "- name: tagsmith",
+        "  results:",
+        "  - task: {type: text-classification}",
+        "    dataset: {name: test rows, type: tagsmith}",
+        "    metrics:",
+        f"    - {{type: accuracy, value: {test['accuracy']['value']:.4f}}}",
+        f"    - {{type: f1, name: macro F1, value: {test['macro_f1']['value']:.4f}}}",
+        "---",
+        "",
+        "# A text classifier made with Tagsmith",
+        "",
+        f"Labels: {labels}{' ...' if len(data['labels']) > 20 else ''}",
+        "",
+        f"Backbone: {model['backbone']}, {model['layers']} blocks.",
+        f"Pooling: {model['pooling']}. Tuned: {model['method']}.",
+        "",
+        f"Accuracy on {test['n']} test rows: {_percent(test['accuracy'])}.",
+        f"TF-IDF on the same rows: {_percent(report['baselines']['tfidf']['accuracy'])}.",
+        "",
+        report["verdict"]["text"],
+        "",
+        "The score estimates new rows from the same source; live traffic drifts.",
+        "",
+        serves,
+        "",
+        "Texts stand in `report.html` only; `baseline/vocabulary.json` holds words of two or more training texts.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _percent(measure: Mapping[str, float]) -> str:
+    value, low, high = (None if measure[key] is None else 100 * measure[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} % (95 % interval {low:.1f} to {high:.1f})" if low is not None else f"{value:.1f} %"

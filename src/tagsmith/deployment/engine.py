@@ -1,0 +1,66 @@
+"""A loaded bundle that answers: texts in, labels and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tagsmith.labels import Labels
+from tagsmith.model.classifier import Classifier, Scorer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one text.
+
+    `label` and `probability` are None for a text that gets no answer, and `reason` says why (`empty`);
+    `truncated` says that the text was longer than the classifier reads.
+    """
+
+    label: str | None
+    probability: float | None
+    probabilities: tuple[float, ...]
+    truncated: bool
+    reason: str | None = None
+
+
+class TorchEngine:
+    """PyTorch in fp32, the reference of every other engine."""
+
+    name = "torch-fp32"
+
+    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512) -> None:
+        self.labels: Labels = classifier.labels
+        self._classifier = classifier
+        self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What computes the answers."""
+        return self._scorer
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier that answers."""
+        return self._classifier
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Logits `(N, C)` float32."""
+        return self._scorer.logits(self._classifier.encoder.encode(texts))
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Calibrated probabilities `(N, C)` float64; NaN for an empty text."""
+        return self._scorer.probabilities(texts)[0]
+
+    def answer(self, texts: Sequence[str]) -> list[Answer]:
+        """An answer for each text, in order."""
+        probs_NC, truncated_N = self._scorer.probabilities(texts)
+        return [self._answer(probs_C, cut=bool(cut)) for probs_C, cut in zip(probs_NC, truncated_N, strict=True)]
+
+    def _answer(self, probs_C: np.ndarray, *, cut: bool) -> Answer:
+        if np.isnan(probs_C).any():
+            return Answer(None, None, (), cut, reason="empty")
+        best = int(probs_C.argmax())
+        return Answer(self.labels.names[best], float(probs_C[best]), tuple(float(p) for p in probs_C), cut)

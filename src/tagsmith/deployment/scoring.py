@@ -1,0 +1,96 @@
+"""A table in, the same table with labels out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tagsmith.data.readers import find_columns, read_frame
+from tagsmith.deployment.engine import Answer
+from tagsmith.deployment.manifest import refuse_existing
+from tagsmith.errors import DataError, ResourceError, SettingError
+from tagsmith.events import Event, Listener, silent
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from tagsmith.deployment.bundle import Bundle
+
+ROWS_AT_ONCE = 2048
+ADDED = ("predicted_label", "probability", "truncated", "remark")
+FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+def score(
+    bundle: Bundle,
+    source: str | Path,
+    *,
+    out: str | Path,
+    text: str | None = None,
+    force: bool = False,
+    listen: Listener = silent,
+) -> int:
+    """Write the rows of `source` to `out` with the columns `predicted_label`, `probability`, `truncated` and `remark`.
+
+    The ending of `out` chooses the format. Rows keep their order and their columns; an empty text gets no label and the
+    remark `empty`. Gives the number of rows. The file appears whole or not at all.
+
+    Raises:
+        DataError: `source` has a column of one of these names.
+        SettingError: an unknown ending, or `out` exists and `force` is not given.
+        ResourceError: the disk is full or cannot be written.
+    """
+    target = Path(out)
+    if target.suffix not in FORMATS:
+        raise SettingError(f"'{target.name}' ends in '{target.suffix}'; expected one of {', '.join(FORMATS)}.")
+    refuse_existing(target, force=force)
+    frame = read_frame(source).frame
+    column = text or bundle.settings["config"]["data"]["text"]
+    column = find_columns(frame, text=column, labelled=False).text
+    taken = [name for name in ADDED if name in frame.columns]
+    if taken:
+        raise DataError(f"'{source}' has columns {taken} already, which scoring adds. Rename or drop them first.")
+    texts = frame[column].cast(str).fill_null("").to_list()
+    answers = list(_answers(bundle, texts, listen))
+    _write(_labelled(frame, answers), target)
+    return len(answers)
+
+
+def _answers(bundle: Bundle, texts: list[str], listen: Listener) -> Iterator[Answer]:
+    for start in range(0, len(texts), ROWS_AT_ONCE):
+        yield from bundle.answer(texts[start : start + ROWS_AT_ONCE])
+        listen(Event("deployment", "progress", min(start + ROWS_AT_ONCE, len(texts)), len(texts)))
+
+
+def _labelled(frame: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
+    import polars as pl
+
+    return frame.with_columns(
+        pl.Series("predicted_label", [answer.label for answer in answers], dtype=pl.String),
+        pl.Series("probability", [answer.probability for answer in answers], dtype=pl.Float64),
+        pl.Series("truncated", [answer.truncated for answer in answers], dtype=pl.Boolean),
+        pl.Series("remark", [answer.reason for answer in answers], dtype=pl.String),
+    )
+
+
+def _write(frame: pl.DataFrame, target: Path) -> None:
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            if target.suffix == ".parquet":
+                frame.write_parquet(file)
+            elif target.suffix == ".jsonl":
+                frame.write_ndjson(file)
+            else:
+                frame.write_csv(file, separator="\t" if target.suffix == ".tsv" else ",")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError as error:
+        raise ResourceError(
+            f"Cannot write '{target}': {error.strerror}. Free some space, or choose another --out."
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)

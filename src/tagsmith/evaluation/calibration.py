@@ -1,0 +1,52 @@
+"""Scores that mean what they say: temperature, and the prior that resampling or weights have changed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LOWEST, HIGHEST = 0.05, 20.0
+"""Bounds of a temperature; a perfectly separated set would ask for 0."""
+
+
+def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
+    """The temperature t in [0.05, 20] that minimises the log loss of softmax(`logits (N, C)` / t) against `truth (N,)`.
+
+    Guo et al. (2017), On Calibration of Modern Neural Networks, section 4.2, with the targets of Platt (1999): each
+    row gives 1 / (N + 2) of itself to the other labels, since N rows without a fault do not prove that there is none;
+    without that a separable set asks for t = 0. The loss is convex in 1 / t, so one bounded search finds it; 1.0
+    without rows.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(truth):
+        return 1.0
+    logits_NC = np.asarray(logits, dtype=np.float64)
+    above_NC = logits_NC - logits_NC[np.arange(len(truth)), truth][:, None]
+    others = above_NC.sum(axis=1).mean() / max(1, above_NC.shape[1] - 1) / (len(truth) + 2)
+    found = minimize_scalar(
+        lambda sharpness: _loss(above_NC * sharpness) - sharpness * others,
+        bounds=(1 / HIGHEST, 1 / LOWEST),
+        method="bounded",
+        options={"xatol": 1e-7},
+    )
+    return float(np.clip(1 / found.x, LOWEST, HIGHEST))
+
+
+def prior_offset(train_priors: np.ndarray, true_priors: np.ndarray) -> np.ndarray:
+    """What to add to logits `(C,)` so that a model trained at `train_priors (C,)` answers at `true_priors (C,)`.
+
+    log(true) - log(train), centred (Saerens et al. 2002, equation 4); with class weights the training prior is the
+    weighted one. A label with either prior 0 gets 0: nothing is known about it.
+    """
+    offset = np.zeros(len(train_priors))
+    known = (train_priors > 0) & (true_priors > 0)
+    if known.any():
+        offset[known] = np.log(true_priors[known]) - np.log(train_priors[known])
+        offset[known] -= offset[known].mean()
+    return offset
+
+
+def _loss(above_NC: np.ndarray) -> float:
+    """Mean of log sum exp of the logits less the truth's."""
+    peak_N = above_NC.max(axis=1)
+    return float((peak_N + np.log(np.exp(above_NC - peak_N[:, None]).sum(axis=1))).mean())

@@ -1,0 +1,222 @@
+"""Two models on the same rows: which is better, beyond chance, and what these rows could show at all.
+
+Axes: N rows, C labels, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tagsmith.evaluation.metrics import Interval, design_effect
+
+Value = Literal["better", "worse", "practically equal", "undecided"]
+SIGNIFICANCE = 0.05
+_FEWEST_DISCORDANT = 6  # 2 * 0.5**6 = 0.031 is the first two-sided p below 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model beats its baseline; all differences in points (hundredths) of accuracy.
+
+    `minimum_difference` is the smallest difference that these rows could ever call significant, None where no
+    difference could; `detectable_difference` is the one seen with 80 % power, None where the discordance is not known
+    or does not allow it.
+    """
+
+    value: Value
+    text: str
+    p_value: float
+    difference: Interval
+    minimum_difference: float | None
+    detectable_difference: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The shape of `verdict` in report.json."""
+        return {
+            "value": self.value,
+            "text": self.text,
+            "p_value": self.p_value,
+            "minimum_difference": self.minimum_difference,
+            "detectable_difference": self.detectable_difference,
+            "difference": self.difference.as_dict(),
+        }
+
+
+def compare(
+    truth: np.ndarray,
+    probs_model: np.ndarray,
+    probs_baseline: np.ndarray,
+    groups: np.ndarray,
+    *,
+    margin: float = 1.0,
+    discordance: float | None = None,
+    names: tuple[str, str] = ("LLM", "TF-IDF"),
+) -> Verdict:
+    """The paired comparison of `probs_model (N, C)` with `probs_baseline (N, C)` against `truth (N,)`.
+
+    In this order: an interval inside -`margin` to +`margin` points is "practically equal", even where the small
+    difference is significant; else p < 0.05 is "better" or "worse"; else "undecided". The p-value comes from flipping
+    the sign of whole groups, which is the exact McNemar test where every row is its own group; the interval is Tango's
+    on effective rows. `discordance` is the share of rows, seen in validation, on which exactly one of the two is right.
+    """
+    gains = (probs_model.argmax(axis=1) == truth).astype(np.int64) - (probs_baseline.argmax(axis=1) == truth)
+    difference = _difference(gains, groups)
+    p_value = sign_flip_p(gains, groups)
+    value = _decide(difference, p_value, margin)
+    minimum = minimum_difference(groups)
+    rows = len(gains) / design_effect(gains.astype(np.float64), groups)
+    text = _sentence(value, difference, p_value, minimum, len(gains), margin=margin, names=names)
+    detectable = None if discordance is None else detectable_difference(rows, discordance)
+    return Verdict(value, text, p_value, difference, minimum, detectable)
+
+
+def sign_flip_p(gains: np.ndarray, groups: np.ndarray) -> float:
+    """The exact two-sided p-value of the sum of `gains (N,)` in {-1, 0, 1} when each group's sum may have either sign.
+
+    The sum's distribution is a convolution: the groups whose sums have the size s add s (2 Binomial(k, 1/2) - k).
+    Without groups this is the exact McNemar test (McNemar 1947).
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    sums = np.abs(np.bincount(group, weights=gains)).astype(np.int64)
+    sizes, counts = np.unique(sums[sums > 0], return_counts=True)
+    chance = np.ones(1)
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        chance = _convolve(chance, _signed_sums(size, count))
+    centre, seen = len(chance) // 2, abs(int(gains.sum()))
+    far = np.abs(np.arange(len(chance)) - centre) >= seen
+    return float(np.clip(chance[far].sum(), 0, 1))
+
+
+def _signed_sums(size: int, count: int) -> np.ndarray:
+    """Chances of the sums -size * count ... size * count of `count` signs times `size`."""
+    from scipy.stats import binom
+
+    chances = np.zeros(2 * size * count + 1)
+    chances[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+    return chances
+
+
+def _convolve(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    from scipy.signal import convolve
+
+    return np.maximum(convolve(first, second), 0)
+
+
+def minimum_difference(groups: np.ndarray) -> float | None:
+    """The smallest difference in points that rows in these groups `(N,)` could ever call significant.
+
+    Six discordant rows in six groups, all in favour of one model; None below six groups.
+    """
+    if len(np.unique(groups)) < _FEWEST_DISCORDANT:
+        return None
+    return 100 * _FEWEST_DISCORDANT / len(groups)
+
+
+def detectable_difference(rows: float, discordance: float) -> float | None:
+    """The difference in points that McNemar's test sees with 80 % power on `rows` effective rows.
+
+    `discordance` q is the share of rows on which exactly one model is right. Solves, for d, the sample size
+    n = (z_a sqrt(q) + z_b sqrt(q - d^2))^2 / d^2 (Connor 1987, Biometrics 43). None where even one-sided discordance
+    would not be enough.
+    """
+    from scipy.stats import norm
+
+    level, power = norm.ppf(1 - SIGNIFICANCE / 2), norm.ppf(0.8)
+
+    def missing(difference: float) -> float:
+        spread = np.sqrt(max(discordance - difference**2, 0))
+        return difference * np.sqrt(rows) - level * np.sqrt(discordance) - power * spread
+
+    if discordance <= 0 or missing(discordance) < 0:
+        return None
+    return 100 * _rising_root(missing, 0.0, discordance)
+
+
+def _difference(gains: np.ndarray, groups: np.ndarray) -> Interval:
+    inflation = design_effect(gains.astype(np.float64), groups)
+    wins, losses, rows = (gains > 0).sum() / inflation, (gains < 0).sum() / inflation, len(gains) / inflation
+    low, high = _tango(float(wins), float(losses), float(rows))
+    value = 100 * float(gains.mean())
+    return Interval(value, min(100 * low, value), max(100 * high, value))
+
+
+def _tango(wins: float, losses: float, rows: float) -> tuple[float, float]:
+    """The score interval of a paired difference of proportions (Tango 1998, Statistics in Medicine 17, equation 9)."""
+    level = 1.959963984540054
+    value = (wins - losses) / rows
+
+    def score(difference: float) -> float:
+        b = -wins - losses + (2 * rows - wins + losses) * difference
+        c = -losses * difference * (1 - difference)
+        lost = (np.sqrt(max(b * b - 8 * rows * c, 0)) - b) / (4 * rows)
+        variance = rows * (2 * lost + difference * (1 - difference))
+        return (rows * difference - wins + losses) / np.sqrt(max(variance, 1e-15))
+
+    low = -1.0 if value <= -1 else _rising_root(lambda d: score(d) + level, -1.0, value)
+    high = 1.0 if value >= 1 else _rising_root(lambda d: score(d) - level, value, 1.0)
+    return low, high
+
+
+def _rising_root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that rises from below 0 crosses it, or the nearer end."""
+    from scipy.optimize import root_scalar
+
+    if function(low) >= 0:
+        return low
+    return high if function(high) <= 0 else float(root_scalar(function, bracket=(low, high), xtol=1e-10).root)
+
+
+def _decide(difference: Interval, p_value: float, margin: float) -> Value:
+    assert difference.low is not None and difference.high is not None
+    if -margin <= difference.low and difference.high <= margin:
+        return "practically equal"
+    if p_value >= SIGNIFICANCE:
+        return "undecided"
+    return "better" if difference.value > 0 else "worse"
+
+
+def _sentence(
+    value: Value,
+    difference: Interval,
+    p_value: float,
+    minimum: float | None,
+    rows: int,
+    *,
+    margin: float,
+    names: tuple[str, str],
+) -> str:
+    model, baseline = names
+    shown = f"{_points(difference.low)} to {_points(difference.high)}, {_p(p_value)}"
+    size = _points(abs(difference.value))
+    if value == "better":
+        return f"Better than {baseline} by {size} points ({shown})."
+    if value == "worse":
+        turned = f"{_points(-(difference.high or 0.0))} to {_points(-(difference.low or 0.0))}, {_p(p_value)}"
+        return f"Worse than {baseline} by {size} points ({turned}): use {baseline}."
+    if value == "practically equal":
+        return (
+            f"Practically equal to {baseline}: the difference is {_points(difference.value)} points ({shown}), "
+            f"within {margin:g} either way; {baseline} is the cheaper one."
+        )
+    limit = "no difference" if minimum is None else f"no difference under {_small(minimum)} points"
+    return (
+        f"Undecided: {model} minus {baseline} is {_points(difference.value)} points ({shown}); "
+        f"on {rows:,} rows {limit} can be significant."
+    )
+
+
+def _points(value: float | None) -> str:
+    """One decimal, without a negative zero."""
+    return f"{round(value or 0.0, 1) + 0.0:.1f}"
+
+
+def _small(value: float) -> str:
+    return _points(value) if value >= 0.1 else f"{value:.1g}"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -1,0 +1,426 @@
+"""Report -> one self-contained HTML page: no script, no request, pictures inline.
+
+Labels and texts come from strangers. Every cell is escaped unless it is `_Html`, which only this file makes; each word
+of theirs stands in its own `<bdi>`, and never in a picture.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_LETTERS = 280
+_MOST_ROW_NUMBERS = 12
+_NUMBERED_LABELS = 25
+_MOST_PAIRS = 20
+# Colours that matplotlib writes and that are replaced by the page's own, so that pictures follow the theme.
+_INK, _ACCENT, _SECOND, _LINE = "#010203", "#010204", "#010205", "#010206"
+_THEME = {_INK: "currentColor", _ACCENT: "var(--accent)", _SECOND: "var(--second)", _LINE: "var(--line)"}
+
+
+@dataclass(frozen=True)
+class Mishap:
+    """A test row that was answered wrongly: its number in the source, its text, both labels, the answer's chance."""
+
+    row: int
+    text: str
+    truth: str
+    predicted: str
+    probability: float
+
+
+class _Html(str):
+    """Markup that this file made; everything else is escaped."""
+
+    __slots__ = ()
+
+
+def draw(report: Mapping[str, Any], run: Mapping[str, Any], mistakes: Sequence[Mishap]) -> str:
+    """The page of a report.json, with the timing of a run.json and the surest mistakes with their texts."""
+    template = Template(files("tagsmith.evaluation").joinpath("page.html").read_text(encoding="utf-8"))
+    verdict = report["verdict"]
+    tone = {"better": "better", "worse": "worse"}.get(verdict["value"], "")
+    notes = "".join(f'<p class="note">{_escape(note)}</p>' for note in report.get("notes", []))
+    page = template.substitute(
+        tone=tone,
+        verdict=_escape(re.sub(r"p ([<=]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", verdict["text"])),
+        notes=notes,
+        scores=_scores_section(report),
+        learning=_learning_section(report.get("curves") or []),
+        confusion=_confusion_section(report["test"]["confusion"]),
+        labels=_labels_section(report["test"]["per_label"]),
+        mistakes=_mistakes_section(mistakes, report["test"]),
+        data=_data_section(report["data"]),
+        model=_model_section(report, run),
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+# --- sections
+
+
+def _scores_section(report: Mapping[str, Any]) -> str:
+    models = _scored(report)
+    rows = [
+        [name, _count(s["n"]), *map(_percent, (s["accuracy"], s["macro_f1"])), _nats(s["log_loss"]), _percent(s["ece"])]
+        for name, s in models.items()
+    ]
+    drawn = {name: scores for name, scores in models.items() if name not in _PARTS.values()}
+    return (
+        "<h2>How good it is</h2>"
+        + _figure(_bars(drawn), "Accuracy on the test rows; whiskers are 95 % intervals.")
+        + _table(["", "rows", "accuracy", "macro F1", "log loss", "ECE"], rows, numbers=range(1, 6))
+        + "".join(f'<p class="soft">{_escape(remark)}</p>' for remark in _remarks(report["test"], report["verdict"]))
+    )
+
+
+_PARTS = {
+    "test_clean": "this model, rows without a twin in training",
+    "test_leaked": "this model, rows with a twin in training",
+}
+
+
+def _scored(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    titles = {"tfidf": "TF-IDF", "majority": "majority guess"}
+    models = {"this model": report["test"]}
+    models |= {titles.get(name, name): scores for name, scores in sorted(report["baselines"].items(), reverse=True)}
+    parts = {"before_tuning": "before tuning"} | _PARTS
+    return models | {title: report[key] for key, title in parts.items() if report.get(key)}
+
+
+def _remarks(test: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"A score on {_count(test['n'])} test rows estimates new rows from the same source, not live traffic, which "
+        "drifts. Brackets hold 95 % intervals; near duplicates count as one observation where they agree."
+    )
+    if test.get("macro_f1_frequent") not in (None, test["macro_f1"]):
+        yield f"Macro F1 of the labels with 10 or more test rows: {_percent(test['macro_f1_frequent'])}."
+    if test.get("ece_calibrated"):
+        yield f"By chance alone a perfectly calibrated model would show an ECE of {_percent(test['ece_calibrated'])}."
+    if verdict.get("minimum_difference") is not None:
+        yield f"On these rows no difference under {verdict['minimum_difference']:.2g} points can be significant."
+    if verdict.get("detectable_difference") is not None:
+        yield f"A difference of {verdict['detectable_difference']:.1f} points would be seen with 80 % power."
+
+
+def _learning_section(curves: Sequence[Mapping[str, Any]]) -> str:
+    if not curves:
+        return ""
+    pictures = [
+        _figure(_curve(curves, measure), f"{measure.capitalize()} over steps.") for measure in ("loss", "accuracy")
+    ]
+    return f'<h2>How it learned</h2><div class="pictures">{"".join(pictures)}</div>'
+
+
+def _confusion_section(confusion: Mapping[str, Any]) -> str:
+    names, counts = confusion["labels"], np.asarray(confusion["counts"], dtype=np.int64)
+    if len(names) <= _NUMBERED_LABELS:
+        picture = _confusion_table(names, counts)
+    else:
+        picture = _figure(
+            _confusion_picture(counts), "Labels are numbered from 0 in the order of the table label by label."
+        )
+    return "<h2>What it confuses</h2>" + picture + _pairs(names, counts)
+
+
+def _pairs(names: Sequence[str], counts: np.ndarray) -> str:
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
+    pairs = [(int(i // len(names)), int(i % len(names))) for i in order if wrong.flat[i]]
+    if not pairs:
+        return "<p>No test row was answered wrongly.</p>"
+    rows = [
+        [_word(names[t]), _word(names[g]), _count(wrong[t, g]), _share(wrong[t, g], counts[t].sum())] for t, g in pairs
+    ]
+    return "<h3>Most confused pairs</h3>" + _table(["truth", "answer", "rows", "of the truth"], rows, numbers=(2, 3))
+
+
+def _labels_section(per_label: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [_word(s["label"]), _count(s["support"]), *(_percent(s[key]) for key in ("precision", "recall", "f1"))]
+        for s in per_label
+    ]
+    few = (
+        ""
+        if all(s["support"] >= 10 for s in per_label)
+        else '<p class="soft">Below 10 test rows no interval is given.</p>'
+    )
+    return (
+        "<h2>Label by label</h2>"
+        + _table(["label", "rows", "precision", "recall", "F1"], rows, numbers=range(1, 5))
+        + few
+    )
+
+
+def _mistakes_section(mistakes: Sequence[Mishap], test: Mapping[str, Any]) -> str:
+    wrong = test["n"] - int(np.trace(np.asarray(test["confusion"]["counts"])))
+    if not mistakes:
+        return ""
+    rows = [
+        [_count(m.row), _word(m.truth), _word(m.predicted), f"{100 * m.probability:.1f} %", _quote(m.text)]
+        for m in mistakes
+    ]
+    table = _table(["row", "truth", "answer", "surety", "text"], rows, numbers=(0, 3), texts=(4,))
+    return (
+        f"<h2>Its surest mistakes</h2><p>{len(mistakes)} of {_count(wrong)} wrong answers, the surest first: "
+        f"where the label may be wrong, or the model is.</p>{table}"
+    )
+
+
+def _data_section(data: Mapping[str, Any]) -> str:
+    facts = [f"{_count(data['rows'])} rows were read."]
+    splits = ", ".join(f"{name} {_count(rows)}" for name, rows in (data.get("splits") or {}).items())
+    facts.append(f"Parts: {splits}.")
+    leak, cut = data.get("leak") or {}, data.get("truncated") or {}
+    if leak:
+        facts.append(
+            f"Test rows that stand word for word in training: {_count(leak.get('exact', 0))}; with a near twin there "
+            f"(Jaccard from {leak.get('threshold')}): {_count(leak.get('near', 0))}."
+        )
+    if cut:
+        facts.append(
+            f"Texts cut at the token limit: {_count(cut.get('rows', 0))} ({100 * (cut.get('share') or 0):.1f} %)."
+        )
+    rows = [
+        [h["step"], _count(h["rows_before"]), _count(h["rows_after"]), h["reason"], _row_numbers(h.get("rows") or [])]
+        for h in data.get("history", [])
+    ]
+    history = _table(["step", "before", "after", "reason", "rows concerned"], rows, numbers=(1, 2), texts=(3, 4))
+    return "<h2>What happened to the data</h2>" + "".join(f"<p>{_escape(fact)}</p>" for fact in facts) + history
+
+
+def _model_section(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    parts = [
+        ("The model", report.get("model") or {}),
+        ("Calibration", report.get("calibration") or {}),
+        ("Time in seconds", run.get("timing") or {}),
+        ("Environment", (run.get("environment") or {}) | ({"date": run["date"]} if run.get("date") else {})),
+    ]
+    tables = "".join(f"<h3>{title}</h3>{_facts(facts)}" for title, facts in parts if facts)
+    settings = f"<details><summary>All settings</summary>{_facts(report.get('settings') or {})}</details>"
+    command = (
+        f"<h3>To repeat it</h3><pre>{_escape(report.get('reproduce') or '')}</pre>" if report.get("reproduce") else ""
+    )
+    made = f'<p class="soft">Made by Tagsmith {_escape(report.get("tagsmith", ""))}.</p>'
+    return f"<h2>What was run</h2>{command}{tables}{settings}{made}"
+
+
+# --- words and numbers
+
+
+def _escape(value: object) -> str:
+    """Text that can neither end its element nor reach out of it; unseen characters become a replacement mark."""
+    if isinstance(value, _Html):
+        return str(value)
+    return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)))
+
+
+# Control characters, and those that turn the direction of what follows them.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def _word(name: object) -> _Html:
+    return _Html(f"<bdi>{_escape(_shorten(str(name), 80))}</bdi>")
+
+
+def _quote(text: str) -> _Html:
+    return _Html(f'<bdi dir="auto">{_escape(_shorten(text, _MOST_LETTERS))}</bdi>')
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most].rstrip() + " …"
+
+
+def _row_numbers(rows: Sequence[int]) -> str:
+    shown = ", ".join(str(row) for row in rows[:_MOST_ROW_NUMBERS])
+    return shown if len(rows) <= _MOST_ROW_NUMBERS else f"{shown} … ({len(rows):,} in all)"
+
+
+def _count(number: int) -> str:
+    return f"{int(number):,}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def _percent(measure: Mapping[str, Any]) -> str:
+    return _measured(measure, scale=100, digits=1, unit=" %")
+
+
+def _nats(measure: Mapping[str, Any]) -> str:
+    return _measured(measure, scale=1, digits=3, unit="")
+
+
+def _measured(measure: Mapping[str, Any], *, scale: float, digits: int, unit: str) -> str:
+    if measure["value"] is None:
+        return ""
+    value, low, high = (None if measure[key] is None else f"{scale * measure[key]:.{digits}f}" for key in _KEYS)
+    return f"{value}{unit}" if low is None else f"{value}{unit} ({low} to {high})"
+
+
+_KEYS = ("value", "low", "high")
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    rows = [[_word(name), value if isinstance(value, _Html) else _long(value)] for name, value in _flat(facts)]
+    return _table([], rows, texts=(1,))
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _long(value: object) -> _Html:
+    shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else value
+    return _Html(f"<bdi>{_escape('none' if shown is None else _shorten(str(shown), 400))}</bdi>")
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = (), texts: Sequence[int] = ()
+) -> str:
+    """A table in a box of its own, which scrolls where the screen is narrow; tall ones scroll too."""
+    kinds = {i: ' class="n"' for i in numbers} | {i: ' class="text"' for i in texts}
+    top = "".join(f"<th{kinds.get(i, '')}>{_escape(name)}</th>" for i, name in enumerate(head))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kinds.get(i, '')}>{_escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    tall = " tall" if len(rows) > 40 else ""
+    opening = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'<div class="box{tall}" tabindex="0"><table>{opening}<tbody>{body}</tbody></table></div>'
+
+
+def _confusion_table(names: Sequence[str], counts: np.ndarray) -> str:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    head = "".join(f'<th scope="col">{_word(name)}</th>' for name in names)
+    rows = []
+    for i, name in enumerate(names):
+        cells = "".join(_confusion_cell(counts[i, j], shares[i, j], right=i == j) for j in range(len(names)))
+        rows.append(f'<tr><th scope="row">{_word(name)}</th>{cells}</tr>')
+    return (
+        '<p class="soft">Rows are the truth, columns the answers; the deeper, the larger the share of the row.</p>'
+        '<div class="box" tabindex="0"><table class="confusion">'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _confusion_cell(count: int, share: float, *, right: bool) -> str:
+    colour = "--accent" if right else "--second"
+    depth = round(45 * share**0.5)
+    return f'<td style="background: color-mix(in srgb, var({colour}) {depth}%, transparent)">{count:,}</td>'
+
+
+# --- pictures
+
+
+def _figure(picture: str, caption: str) -> str:
+    return f"<figure>{picture}<figcaption>{_escape(caption)}</figcaption></figure>"
+
+
+def _bars(models: Mapping[str, Mapping[str, Any]]) -> str:
+    with _picture("accuracy-bars", height=0.5 + 0.42 * len(models)) as (axes, result):
+        for i, scores in enumerate(models.values()):
+            value, low, high = (100 * scores["accuracy"][key] for key in _KEYS)
+            axes.barh(i, value, color=_ACCENT if i == 0 else _LINE, height=0.62)
+            axes.errorbar(value, i, xerr=[[value - low], [high - value]], color=_INK, capsize=3, linewidth=1.2)
+            axes.text(103, i, f"{value:.1f} %", va="center", color=_INK, fontweight="bold")
+        axes.set_yticks(range(len(models)), list(models))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("accuracy, %")
+    return result[0]
+
+
+def _curve(curves: Sequence[Mapping[str, Any]], measure: str) -> str:
+    with _picture(f"{measure}-curve", height=2.6) as (axes, result):
+        for part, colour, dashes in (("train", _SECOND, "--"), ("validation", _ACCENT, "-")):
+            points = [(c.get("step", i), c.get(f"{part}_{measure}")) for i, c in enumerate(curves)]
+            points = [point for point in points if point[1] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), dashes, color=colour, marker="o", markersize=3, label=part)
+        axes.grid(color=_LINE, linewidth=0.6)
+        axes.set_xlabel("step")
+        axes.set_ylabel(measure)
+        if axes.lines:
+            axes.legend(frameon=False, labelcolor=_INK)
+    return result[0]
+
+
+def _confusion_picture(counts: np.ndarray) -> str:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    colours = np.zeros((*counts.shape, 4))
+    colours[:] = (0.85, 0.42, 0.08, 0)
+    colours[np.eye(len(counts), dtype=bool)] = (0.25, 0.52, 0.95, 0)
+    colours[..., 3] = np.sqrt(shares)
+    with _picture("confusion", height=4.6) as (axes, result):
+        axes.imshow(colours, interpolation="none", aspect="equal")
+        axes.set_xlabel("answer, number of the label")
+        axes.set_ylabel("truth, number of the label")
+    return result[0]
+
+
+@contextmanager
+def _picture(name: str, *, height: float) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on, 4.8 inches wide to stay legible on a phone, and a list that holds the SVG after the block."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"tagsmith-{name}",
+        "text.parse_math": False,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 10,
+    }
+    result: list[str] = []
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(4.8, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        _tint(axes)
+        yield axes, result
+        result.append(_svg(figure, name))
+
+
+def _tint(axes: Axes) -> None:
+    axes.patch.set_alpha(0)
+    for spine in axes.spines.values():
+        spine.set_color(_LINE)
+    axes.tick_params(colors=_INK, which="both")
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure's SVG element, in the page's colours and fonts, with ids of its own and without dates."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, replacement in _THEME.items():
+        svg = svg.replace(colour, replacement)
+    svg = svg.replace("'DejaVu Sans'", "system-ui, sans-serif")
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)

@@ -1,0 +1,148 @@
+"""Report: everything measured, as plain data; JSON first, the page second. No time, no date, no text of a row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from tagsmith import __version__
+from tagsmith.errors import BundleError
+from tagsmith.evaluation.comparison import compare
+from tagsmith.evaluation.metrics import Scores, measure
+from tagsmith.labels import Labels
+
+Plain = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The keys of report.json, in its order; each value is plain data.
+
+    `test`, `test_clean` (rows without a twin in training), `test_leaked`, `before_tuning` and each of `baselines` have
+    the shape of `Scores.as_dict()`, or are None where there was nothing to measure.
+    """
+
+    tagsmith: str
+    verdict: Plain
+    notes: list[str]
+    test: Plain
+    baselines: dict[str, Plain]
+    before_tuning: Plain | None
+    test_clean: Plain | None
+    test_leaked: Plain | None
+    data: Plain
+    model: Plain
+    calibration: Plain
+    candidates: list[Plain] = field(default_factory=list)
+    curves: list[Plain] = field(default_factory=list)
+    seeds: list[Plain] = field(default_factory=list)
+    forecast: Plain | None = None
+    settings: Plain = field(default_factory=dict)
+    reproduce: str = ""
+
+    def as_dict(self) -> Plain:
+        """Plain data in the order of the fields; a number that is not finite is None."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+    def to_json(self) -> str:
+        """The text of report.json: the same report gives the same bytes."""
+        return json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Report:
+        """The report of a parsed report.json; keys of later releases are left out, BundleError names a missing one."""
+        optional = {"candidates", "curves", "seeds", "forecast", "settings", "reproduce"}
+        names = {each.name for each in fields(cls)}
+        missing = sorted(names - optional - set(plain))
+        if missing:
+            raise BundleError(f"report.json lacks {missing}; expected a report that Tagsmith wrote. Train again.")
+        return cls(**{name: value for name, value in plain.items() if name in names})
+
+
+def build_report(
+    *,
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    truth: np.ndarray,
+    probs: np.ndarray,
+    baseline_probs: Mapping[str, np.ndarray],
+    groups: np.ndarray,
+    labels: Labels,
+    margin: float,
+    resamples: int,
+    seed: int,
+    before_probs: np.ndarray | None = None,
+    leaked: np.ndarray | None = None,
+    discordance: float | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    candidates: Sequence[Mapping[str, Any]] = (),
+    curves: Sequence[Mapping[str, Any]] = (),
+    seeds: Sequence[Mapping[str, Any]] = (),
+    forecast: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    reproduce: str = "",
+) -> Report:
+    """Measure `probs (N, C)` and each of `baseline_probs` against `truth (N,)` on the test rows, and compare.
+
+    `baseline_probs` needs `tfidf`, with which the verdict compares; `leaked (N,)` bool marks test rows with a twin in
+    training, None where nobody looked; `before_probs (N, C)` are the scores before tuning. `data`, `model` and the
+    rest are plain data that is kept as it is, `data.labels` added where it is absent.
+    """
+    rows = _TestRows(truth, groups, labels, resamples, seed)
+    verdict = compare(truth, probs, baseline_probs["tfidf"], groups, margin=margin, discordance=discordance)
+    return Report(
+        tagsmith=__version__,
+        verdict=verdict.as_dict(),
+        notes=list(notes),
+        test=rows.measured(probs).as_dict(),
+        baselines={name: rows.measured(baseline).as_dict() for name, baseline in baseline_probs.items()},
+        before_tuning=rows.measured(before_probs).as_dict() if before_probs is not None else None,
+        test_clean=rows.measured_among(probs, None if leaked is None else ~leaked),
+        test_leaked=rows.measured_among(probs, leaked),
+        data={"labels": list(labels.names)} | _plain(data),
+        model=_plain(model),
+        calibration=_plain(calibration or {"temperature": 1.0, "rows": 0, "note": "not calibrated"}),
+        candidates=_plain(candidates),
+        curves=_plain(curves),
+        seeds=_plain(seeds),
+        forecast=_plain(forecast),
+        settings=_plain(settings),
+        reproduce=reproduce,
+    )
+
+
+@dataclass(frozen=True)
+class _TestRows:
+    truth: np.ndarray
+    groups: np.ndarray
+    labels: Labels
+    resamples: int
+    seed: int
+
+    def measured(self, probs: np.ndarray) -> Scores:
+        return measure(self.truth, probs, self.groups, labels=self.labels, resamples=self.resamples, seed=self.seed)
+
+    def measured_among(self, probs: np.ndarray, chosen: np.ndarray | None) -> Plain | None:
+        if chosen is None or not chosen.any():
+            return None
+        part = _TestRows(self.truth[chosen], self.groups[chosen], self.labels, self.resamples, self.seed)
+        return part.measured(probs[chosen]).as_dict()
+
+
+def _plain(value: Any) -> Any:
+    """Lists, dictionaries, strings and finite numbers; NumPy's own kinds turned into Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,67 @@
+"""What the pipeline says while it works. It never prints: whoever cares passes a listener."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+R = TypeVar("R")
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    `stage` is one of `assets data model tuning evaluation deployment`; `name` says what happened (`progress`, `step`,
+    `epoch`, `note`, `done`); `step` and `total` count towards the end of it, where that is known; `values` are the
+    numbers and words that go with it.
+    """
+
+    stage: str
+    name: str
+    step: int | None = None
+    total: int | None = None
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """A listener for those who do not care."""
+
+
+def listened(work: Generator[Event, None, R], listen: Listener) -> R:
+    """Run a generator of events to its end, telling each to `listen`, and give what it returns."""
+    while True:
+        try:
+            listen(next(work))
+        except StopIteration as end:
+            return end.value
+
+
+class JsonLines:
+    """A listener that appends each event to a file as one line of JSON; use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __call__(self, event: Event) -> None:
+        """Write the event and flush, so that a killed run leaves whole lines."""
+        line: dict[str, Any] = {"stage": event.stage, "name": event.name, "step": event.step, "total": event.total}
+        self._file.write(json.dumps(line | dict(event.values), ensure_ascii=False) + "\n")
+        self._file.flush()

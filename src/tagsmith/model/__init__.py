@@ -1,0 +1,1 @@
+"""Stage 2, re-architecting the LLM: backbone, pooling and head become an untrained classifier."""

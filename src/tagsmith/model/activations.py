@@ -1,0 +1,137 @@
+"""The frozen blocks run once; what leaves them is kept, ragged, and every epoch starts from there.
+
+Axes: T tokens of all texts in a row, D width, B texts of a batch, L positions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tagsmith.data.batching import length_sorted
+from tagsmith.data.encoding import Tokens, ragged_take
+from tagsmith.errors import ResourceError
+from tagsmith.events import Event
+from tagsmith.model.backbone import Backbone
+from tagsmith.model.packing import inference_copy, side_by_side
+
+BYTES_IN_MEMORY = 2**30
+"""Larger sets of states lie in a temporary file that is mapped into memory."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states of tokenised texts: `hidden_TD`, and `offsets (N+1,)` that say where each text starts."""
+
+    hidden_TD: Tensor
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text `(N,)`."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> States:
+        """The states of some texts."""
+        positions, offsets = ragged_take(np.arange(self.offsets[-1]), self.offsets, rows)
+        return States(self.hidden_TD[torch.from_numpy(positions)], offsets)
+
+    def padded(self, rows: np.ndarray, *, multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """The rectangle `(B, L, D)` of some texts, in fp32, zeros on the right, and their lengths `(B,)`.
+
+        L is rounded up to a multiple, as far as that is wanted.
+        """
+        lengths = self.lengths[rows]
+        width = -(-int(lengths.max(initial=1)) // multiple) * multiple
+        hidden_BLD = torch.zeros(len(rows), width, self.hidden_TD.shape[1])
+        for i, row in enumerate(rows):
+            hidden_BLD[i, : lengths[i]] = self.hidden_TD[self.offsets[row] : self.offsets[row + 1]]
+        return hidden_BLD, torch.from_numpy(lengths)
+
+
+class FrozenBlocks:
+    """The lowest `stop` blocks of a backbone, packed for inference in `dtype`; `blocks` are packed ones to use."""
+
+    def __init__(
+        self, backbone: Backbone, *, stop: int, dtype: torch.dtype, blocks: nn.ModuleList | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.stop = stop
+        self.dtype = dtype
+        self.blocks = inference_copy(backbone.blocks[:stop], dtype=dtype) if blocks is None else blocks[:stop]
+
+    def enter(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """The states `(B, L, D)` that leave the last of these blocks."""
+        hidden_BLD = self.backbone.embed(ids_BL).to(self.dtype)
+        context = self.backbone.context(hidden_BLD, lengths_B)
+        return self.backbone.run(hidden_BLD, context, start=0, stop=self.stop, blocks=self.blocks)
+
+
+def frozen_states(
+    frozen: FrozenBlocks,
+    tokens: Tokens,
+    *,
+    tokens_per_batch: int = 512,
+    done: int = 0,
+    total: int | None = None,
+) -> Generator[Event, None, States]:
+    """What leaves the frozen blocks, for all texts, in one pass.
+
+    Args:
+        done: texts that earlier passes of the same stage have computed, and
+        total: texts of all of them, for the events to count by.
+    """
+    hidden_TD = _room(int(tokens.offsets[-1]), frozen.backbone.width, frozen.dtype)
+    firsts, twins = tokens.distinct()  # equal texts have equal states, and are computed once
+    copies = np.split(np.argsort(twins, kind="stable"), np.cumsum(np.bincount(twins))[:-1])
+    batches = length_sorted(tokens.lengths[firsts], tokens_per_batch=tokens_per_batch)
+
+    @torch.inference_mode()
+    def enter(places: np.ndarray) -> Tensor:
+        ids_BL, lengths = tokens.padded(firsts[places])
+        return frozen.enter(torch.from_numpy(ids_BL), torch.from_numpy(lengths))
+
+    for places, hidden_BLD in zip(batches, side_by_side(enter, batches), strict=True):
+        for hidden_LD, place in zip(hidden_BLD, places, strict=True):
+            for row in copies[place]:
+                start, end = tokens.offsets[row], tokens.offsets[row + 1]
+                hidden_TD[start:end] = hidden_LD[: end - start]
+            done += len(copies[place])
+        yield Event("model", "frozen", done, total or len(tokens))
+    return States(hidden_TD, tokens.offsets)
+
+
+def _room(tokens: int, width: int, dtype: torch.dtype) -> Tensor:
+    size = tokens * width * dtype.itemsize
+    if size <= BYTES_IN_MEMORY:
+        return torch.empty(tokens, width, dtype=dtype)
+    folder = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise _no_room(size, free, folder)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="tagsmith-states-") as file:  # unlinked once it is mapped
+        try:
+            # Blocks are claimed now: a mapped file with holes would kill the process when the disk fills later.
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise _no_room(size, free, folder) from error
+        return torch.from_file(file.name, shared=True, size=tokens * width, dtype=dtype).view(tokens, width)
+
+
+def _no_room(size: int, free: int, folder: Path) -> ResourceError:
+    return ResourceError(
+        f"The states of the frozen blocks need {size / 2**30:.1f} GiB; '{folder}' has {free / 2**30:.1f} GiB free. "
+        "Set TMPDIR to a larger disk, lower model.max_tokens, or train on fewer rows."
+    )

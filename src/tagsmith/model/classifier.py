@@ -1,0 +1,201 @@
+"""Backbone, pooling and head as one thing that is tuned, measured, saved and served.
+
+Axes: N texts, B texts of a batch, L positions, D width, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tagsmith.config import ModelConfig
+from tagsmith.data.batching import length_sorted
+from tagsmith.data.encoding import Encoder, Tokens
+from tagsmith.errors import SettingError
+from tagsmith.labels import Labels
+from tagsmith.model.activations import FrozenBlocks, States
+from tagsmith.model.backbone import Backbone, load_backbone
+from tagsmith.model.heads import build_head
+from tagsmith.model.packing import inference_copy, side_by_side
+from tagsmith.model.pooling import pool
+
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns logits into probabilities: `softmax((logits + offset) / temperature)`.
+
+    `offset (C,)` undoes the prior of re-balanced training rows; None where they were left alone.
+    """
+
+    temperature: float = 1.0
+    offset: tuple[float, ...] | None = None
+
+    def probabilities(self, logits_NC: np.ndarray) -> np.ndarray:
+        """Probabilities `(N, C)` float64, each row summing to 1."""
+        shifted = logits_NC.astype(np.float64)
+        if self.offset is not None:
+            shifted = shifted + np.asarray(self.offset)
+        shifted = shifted / self.temperature
+        powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+
+class Classifier(nn.Module):
+    """An LLM whose language-model head was replaced by a classification head."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module, *, pooling: str, encoder: Encoder, labels: Labels) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.pooling = pooling
+        self.encoder = encoder
+        self.labels = labels
+        self.calibration = Calibration()
+
+    def finish(
+        self, hidden_BLD: Tensor, lengths_B: Tensor, *, start: int, blocks: nn.ModuleList | None = None
+    ) -> Tensor:
+        """Logits `(B, C)`, given the states that enter block `start`.
+
+        With last-token pooling the last block runs on one row per text, where the family allows it.
+        """
+        used = self.backbone.blocks[start:] if blocks is None else blocks
+        context = self.backbone.context(hidden_BLD, lengths_B)
+        if self.pooling == "last" and len(used) and self.backbone.supports_last_row(hidden_BLD.shape[1]):
+            last = self.backbone.depth - 1
+            hidden_BLD = self.backbone.run(hidden_BLD, context, start=start, stop=last, blocks=used[:-1])
+            pooled_BD = self.backbone.final_norm(self.backbone.run_last_row(hidden_BLD, context, used[-1]))
+        else:
+            hidden_BLD = self.backbone.run(hidden_BLD, context, start=start, stop=self.backbone.depth, blocks=used)
+            pooled_BD = pool(self.backbone.final_norm(hidden_BLD), lengths_B, how=self.pooling)
+        return self.head(pooled_BD)
+
+    def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """Logits `(B, C)` of padded token ids."""
+        return self.finish(self.backbone.embed(ids_BL), lengths_B, start=0)
+
+
+class Scorer:
+    """A classifier frozen and packed to answer; in fp32 an answer does not depend on its batch beyond rounding."""
+
+    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512) -> None:
+        self.classifier = classifier
+        self.tokens_per_batch = tokens_per_batch
+        self.blocks = inference_copy(classifier.backbone.blocks, dtype=torch.float32)
+        self._below = self.lowest(len(self.blocks) - 1)
+
+    def lowest(self, stop: int) -> FrozenBlocks:
+        """The lowest `stop` blocks, as this scorer runs them."""
+        return FrozenBlocks(self.classifier.backbone, stop=stop, dtype=torch.float32, blocks=self.blocks)
+
+    def logits(self, tokens: Tokens) -> np.ndarray:
+        """Logits `(N, C)` float32; NaN for a text of no tokens. Equal texts are computed once."""
+        firsts, twins = tokens.distinct()
+        lengths = tokens.lengths[firsts]
+        answerable = np.flatnonzero(lengths)
+        batches = [
+            answerable[places] for places in length_sorted(lengths[answerable], tokens_per_batch=self.tokens_per_batch)
+        ]
+        logits_MC = np.full((len(firsts), len(self.classifier.labels)), np.nan, dtype=np.float32)
+        computed = side_by_side(lambda places: self._batch(tokens, firsts[places]), batches)
+        for places, logits_BC in zip(batches, computed, strict=True):
+            logits_MC[places] = logits_BC.numpy()
+        return logits_MC[twins]
+
+    def probabilities(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Calibrated probabilities `(N, C)` float64 and whether each text was truncated `(N,)`.
+
+        NaN for a text without any letter or sign: it gets no answer.
+        """
+        probs = np.zeros((len(texts), len(self.classifier.labels)))
+        truncated = np.zeros(len(texts), dtype=bool)
+        for start in range(0, len(texts), ROWS_AT_ONCE):
+            chunk = texts[start : start + ROWS_AT_ONCE]
+            tokens = self.classifier.encoder.encode(chunk)
+            logits_NC = self.logits(tokens)
+            logits_NC[[i for i, text in enumerate(chunk) if not text.strip()]] = np.nan
+            probs[start : start + len(chunk)] = self.classifier.calibration.probabilities(logits_NC)
+            truncated[start : start + len(chunk)] = tokens.truncated
+        return probs, truncated
+
+    @torch.inference_mode()
+    def _batch(self, tokens: Tokens, rows: np.ndarray) -> Tensor:
+        ids_BL, lengths = tokens.padded(rows)
+        lengths_B = torch.from_numpy(lengths)
+        hidden_BLD = self._below.enter(torch.from_numpy(ids_BL), lengths_B)
+        return self.classifier.finish(hidden_BLD, lengths_B, start=self._below.stop, blocks=self.blocks[-1:])
+
+
+def finish_states(classifier: Classifier, states: States, *, start: int, tokens_per_batch: int = 512) -> np.ndarray:
+    """Logits `(N, C)` float32 in fp32 arithmetic, from the states that enter block `start`."""
+    blocks = (
+        inference_copy(classifier.backbone.blocks[start:], dtype=torch.float32)
+        if start < classifier.backbone.depth
+        else None
+    )
+    batches = length_sorted(states.lengths, tokens_per_batch=tokens_per_batch)
+    logits_NC = np.zeros((len(states), len(classifier.labels)), dtype=np.float32)
+
+    @torch.inference_mode()
+    def finish(rows: np.ndarray) -> Tensor:
+        return classifier.finish(*states.padded(rows), start=start, blocks=blocks)
+
+    for rows, logits_BC in zip(batches, side_by_side(finish, batches), strict=True):
+        logits_NC[rows] = logits_BC.numpy()
+    return logits_NC
+
+
+def build(folder: Path, config: ModelConfig, *, labels: Labels, layers: int | None, seed: int) -> Classifier:
+    """An untrained classifier from a backbone's folder, cut to `layers` blocks (None keeps all).
+
+    Raises:
+        SettingError: an unknown family, a depth it does not have, or more tokens than its context holds.
+    """
+    backbone = load_backbone(folder, layers=layers)
+    return assemble(
+        backbone,
+        Encoder.from_folder(folder, max_tokens=fitting_tokens(backbone, config)),
+        config,
+        labels=labels,
+        seed=seed,
+    )
+
+
+def assemble(backbone: Backbone, encoder: Encoder, config: ModelConfig, *, labels: Labels, seed: int) -> Classifier:
+    """An untrained classifier from its parts."""
+    head = build_head(config.head, width=backbone.width, classes=len(labels), seed=seed)
+    return Classifier(backbone, head, pooling=choose_pooling(backbone, config.pooling), encoder=encoder, labels=labels)
+
+
+def choose_pooling(backbone: Backbone, asked: str) -> str:
+    """`auto` resolved: the last token of a causal model has seen all the others; an encoder's mean is the safest.
+
+    SettingError for the first token of a causal model, which has seen nothing but itself.
+    """
+    if asked == "auto":
+        return "last" if backbone.family.causal else "mean"
+    if asked == "first" and backbone.family.causal:
+        raise SettingError(
+            f"model.pooling cannot be 'first' for a '{backbone.config.model_type}' backbone: "
+            "its first token sees no other token. Use 'last' or 'mean'."
+        )
+    return asked
+
+
+def fitting_tokens(backbone: Backbone, config: ModelConfig) -> int:
+    """`max_tokens`, if the backbone's positions reach so far."""
+    positions = getattr(backbone.config, "max_position_embeddings", None)
+    room = None if positions is None else positions - (2 if "roberta" in backbone.config.model_type else 0)
+    if room is not None and config.max_tokens > room:
+        raise SettingError(
+            f"model.max_tokens is {config.max_tokens}, but this backbone has only {room} positions. "
+            f"Set it to {room} or fewer."
+        )
+    return config.max_tokens

@@ -1,0 +1,102 @@
+"""Frozen weights in the processor's own layout, and batches side by side on its cores.
+
+Measured on two AVX-512 cores, SmolLM2-135M, short texts: PyTorch's fp32 product goes through a library that runs at
+half speed on some processors; oneDNN with weights reordered once gives 2.2 times as many tokens per second. One batch
+per core, each on one thread, gives a further 1.3 times over one batch on all threads: small operations need no meeting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for inference on the CPU, its weight `(out, in)` reordered for oneDNN."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS_EXPECTED)
+        self.bias = None if bias is None else bias.detach().contiguous()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`rows @ weight.T + bias`, for any leading axes."""
+        return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+
+
+ROWS_EXPECTED = 512
+
+
+def inference_copy(blocks: Iterable[nn.Module], *, dtype: torch.dtype) -> nn.ModuleList:
+    """Frozen copies of blocks in `dtype`, with packed linear layers where this processor gains by them."""
+    return nn.ModuleList(_packed_copy(block, dtype) for block in blocks)
+
+
+def _packed_copy(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+    # Weights are handed over, not copied: packing, or the change of dtype, makes the one copy that is needed.
+    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in block.parameters()}
+    duplicate = copy.deepcopy(block, memo=shared).to(dtype).eval()
+    if next(duplicate.parameters()).device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        _pack(duplicate)
+    return duplicate
+
+
+def _pack(module: nn.Module) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            setattr(module, name, PackedLinear(child.weight, child.bias))
+        elif type(child) is Conv1D:  # GPT-2's: the same product with the weight stored the other way round
+            setattr(module, name, PackedLinear(child.weight.T, child.bias))
+        else:
+            _pack(child)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the large blocks that are freed, so that each step does not fault its pages in anew.
+
+    Gradients and activations come and go in megabytes; handing them back to the system and asking again took a sixth of
+    the processor's time. Elsewhere than on glibc nothing changes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def processor_has_bf16() -> bool:
+    """Whether bf16 products run in hardware on this CPU (AVX512-BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def side_by_side(function: Callable[[A], R], items: Iterable[A]) -> Iterator[R]:
+    """The results of `function` in the order of `items`, one item per core at a time.
+
+    Each item is computed by one thread, so that a result does not depend on the number of cores or on its neighbours.
+    Whether gradients are kept is for `function` to say: new threads keep them.
+    """
+    cores = torch.get_num_threads()
+    if cores == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            torch.set_num_threads(1)
+            yield from pool.map(function, items)
+        finally:
+            torch.set_num_threads(cores)
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,631 @@
+"""The five stages in order: START HERE.
+
+A file of labelled text becomes splits (`data/`), an LLM with its head replaced (`model/`), a tuned classifier
+(`tuning/`), a report (`evaluation/`) and a bundle that answers (`deployment/`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tagsmith.assets import Located, backbone_folder, dataset_file
+from tagsmith.catalogue import ASSETS
+from tagsmith.config import Config, fields, parse_setting, settings_of
+from tagsmith.data.preparing import Prepared, prepare, prepare_given
+from tagsmith.data.readers import read
+from tagsmith.data.table import Table
+from tagsmith.errors import AssetError, DataError, ResourceError
+from tagsmith.events import Event, Listener, listened, silent
+from tagsmith.labels import Labels
+
+if TYPE_CHECKING:
+    from tagsmith.deployment.bundle import Bundle
+    from tagsmith.evaluation.page import Mishap
+    from tagsmith.evaluation.report import Report
+    from tagsmith.model.classifier import Calibration, Classifier, Scorer
+    from tagsmith.tuning.loop import Part, Tuned
+
+Source = str | Path | Table
+
+
+def train(
+    source: Source,
+    *,
+    validation: Source | None = None,
+    test: Source | None = None,
+    out: str | Path | None = None,
+    config: Config | None = None,
+    preset: str = "default",
+    force: bool = False,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    listen: Listener = silent,
+) -> Bundle:
+    """Train a classifier on a table of labelled text, measure it, save it, and give it back ready to answer.
+
+    Args:
+        source: a file, `-` for standard input, a named data set such as `sms-spam`, or a table.
+        validation: rows of your own to choose by, and
+        test: rows of your own to measure on; what is not given is split off `source`.
+        out: folder of the bundle; `./NAME-tagsmith` when it is not given, then `-2` and so on.
+        config: all settings; when it is not given, those of `preset`.
+        preset: a name of `tagsmith.config.PRESETS`.
+        force: replace an existing `out`.
+        resume: go on from the checkpoint that an interrupted run left beside `out`.
+        stop: asked after each step; when it says so, a checkpoint is written and `StoppedError` raised.
+        listen: told each event.
+    """
+    from tagsmith.deployment.manifest import refuse_existing, staging
+
+    config = config or Config.of(settings_of(preset))
+    folder = Path(out) if out is not None else default_out(source, resume=resume)
+    refuse_existing(folder, force=force)
+    run = Run(config, listen, command=reproduce(source, validation=validation, test=test, config=config))
+
+    with run.timed("data"):
+        prepared = _prepare(source, validation, test, run)
+    with run.timed("imports"):
+        _import_all()
+    with run.timed("model"):
+        classifier = _build(prepared, run)
+        _require_room(folder.parent, classifier)
+    with run.timed("tuning"):
+        from tagsmith.tuning.checkpoints import drop_checkpoint
+
+        checkpoint = folder.parent / f"{folder.name}.checkpoint"
+        result = _tune(classifier, prepared, run, checkpoint=checkpoint, resume=resume, stop=stop)
+    with staging(folder, force=force) as aside:
+        with run.timed("deployment"):
+            bundle = _save(aside, classifier, prepared, run)
+        del classifier  # what was saved is measured, and two models need not be held
+        with run.timed("evaluation"):
+            report, probs_NC = _measure(bundle, prepared, result, run)
+        plain = report.as_dict() | _book_tables(bundle, prepared, result, report, run)
+        _write_report(bundle, plain, probs_NC, prepared, result, run)
+    drop_checkpoint(checkpoint)
+    listen(Event("deployment", "done", values={"folder": str(folder)}))
+    return replace(bundle, folder=folder, report=plain)
+
+
+def evaluate(bundle: Bundle | str | Path, source: Source, *, listen: Listener = silent) -> Report:
+    """Measure a bundle on other labelled rows, beside the baselines that were fitted when it was trained.
+
+    DataError for labels that training did not see.
+    """
+    from tagsmith.data.duplicates import group_duplicates
+    from tagsmith.deployment.bundle import load
+    from tagsmith.evaluation.report import build_report
+
+    loaded = load(bundle) if isinstance(bundle, str | Path) else bundle
+    config = Config.of(loaded.settings["config"])
+    run = Run(config, listen, command=shlex.join(["tagsmith", "evaluate", str(loaded.folder), _name(source)]))
+    table = _read(source, run)
+    grouped = group_duplicates(table, near=config.data.near_duplicates)
+    probs_NC = loaded.predict_proba(table.texts)
+    answered = np.flatnonzero(~np.isnan(probs_NC).any(axis=1))
+    if not len(answered):
+        raise DataError(f"All {len(table)} texts are empty. Expected labelled rows with a text; check the column.")
+    if len(answered) < len(table):
+        run.note(
+            f"{len(table) - len(answered)} of {len(table)} rows have an empty text, get no answer, and count nowhere."
+        )
+    texts = table.take(answered).texts
+    truth = loaded.engine.labels.encode(table.labels)
+    return build_report(
+        data=_data_section(
+            grouped.table.history, rows=len(table), splits={"test": len(table)}, labels=loaded.engine.labels
+        ),
+        model=loaded.report.get("model", {}),
+        settings=config.model_dump(),
+        truth=truth[answered],
+        probs=probs_NC[answered],
+        baseline_probs=loaded.baseline_probabilities(texts),
+        groups=grouped.table.groups[answered],
+        labels=loaded.engine.labels,
+        calibration=loaded.settings["calibration"],
+        notes=run.notes,
+        reproduce=run.command,
+        margin=config.evaluation.margin,
+        resamples=config.evaluation.resamples,
+        seed=config.seed,
+    )
+
+
+def reproduce(source: Source, *, validation: Source | None = None, test: Source | None = None, config: Config) -> str:
+    """The command that repeats a run: every setting that is not the default, spelt out."""
+    words = ["tagsmith", "train", _name(source)]
+    for option, value in (("--validation", validation), ("--test", test)):
+        words += [option, _name(value)] if value is not None else []
+    chosen = config.model_dump()
+    for name, _, default in fields():
+        section, _, key = name.rpartition(".")
+        value = chosen[section][key] if section else chosen[key]
+        if value != default:
+            words += ["--set", _assignment(name, value)]
+    return shlex.join(words)
+
+
+def _assignment(name: str, value: Any) -> str:
+    """`section.key=value`; a string is quoted where it would be read as something else, such as a column `2024`."""
+    plain = f"{name}={'none' if value is None else value}"
+    return f"{name}={json.dumps(value, ensure_ascii=False)}" if parse_setting(plain) != _nested(name, value) else plain
+
+
+def _nested(name: str, value: Any) -> Any:
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
+
+
+def default_out(source: Source, *, resume: bool = False) -> Path:
+    """`./NAME-tagsmith`, or the first of `-2`, `-3` ... that is free; with `resume` the one that has a checkpoint."""
+    name = "stdin" if _name(source) == "-" else Path(_name(source)).name.split(".")[0] or "table"
+    n = 1
+    while True:
+        folder = Path(f"{name}-tagsmith" + (f"-{n}" if n > 1 else ""))
+        if resume and folder.with_name(f"{folder.name}.checkpoint").exists():
+            return folder
+        if not folder.exists():
+            return folder
+        n += 1
+
+
+def _name(source: Source) -> str:
+    return "TABLE" if isinstance(source, Table) else str(source)
+
+
+@dataclass
+class Run:
+    """What one run knows about itself: settings, listener, seconds per stage, and remarks for the report."""
+
+    config: Config
+    listen: Listener
+    command: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    weights: Located | None = None
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def note(self, text: str) -> None:
+        """Say something that the reader of the report must know too."""
+        self.notes.append(text)
+        self.listen(Event("data", "note", values={"text": text}))
+
+
+# ---- Stage 1: data preparation
+
+
+def _prepare(source: Source, validation: Source | None, test: Source | None, run: Run) -> Prepared:
+    train_table, validation_table, test_table = (
+        None if s is None else _read(s, run) for s in (source, validation, test)
+    )
+    assert train_table is not None, "source is required"
+    if validation_table is None and test_table is None:
+        return prepare(train_table, run.config.data, seed=run.config.seed, listen=run.listen)
+    return prepare_given(
+        train_table, validation_table, test_table, run.config.data, seed=run.config.seed, listen=run.listen
+    )
+
+
+def _read(source: Source, run: Run) -> Table:
+    if isinstance(source, Table):
+        return source
+    data = run.config.data
+    table = read(_path(source, run), text=data.text, label=data.label, group=data.group, quoting=data.quoting)
+    run.listen(Event("data", "read", values={"source": str(source), "rows": len(table)}))
+    return table
+
+
+def _path(source: str | Path, run: Run) -> str | Path:
+    """The file behind a named data set; any other source as it is."""
+    asset = ASSETS.get(str(source))
+    if asset is None or asset.kind != "dataset" or Path(source).exists():
+        return source
+    located = dataset_file(asset.name, listen=run.listen)
+    if located.note:
+        run.note(f"{asset.name}: {located.note}.")
+    return located.path
+
+
+# ---- Stage 2: re-architecting the LLM
+
+
+def _import_all() -> None:
+    """Import what takes seconds, so that its time is stated apart."""
+    for name in _HEAVY:
+        import_module(name)
+    from tagsmith.model.packing import keep_freed_memory
+
+    keep_freed_memory()
+
+
+_HEAVY = (
+    "matplotlib.figure",
+    "scipy.optimize",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "transformers.masking_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",  # most backbones are Llamas, and the others import the same
+    "tagsmith.model.classifier",
+    "tagsmith.tuning.loop",
+)
+
+
+def _build(prepared: Prepared, run: Run) -> Classifier:
+    from tagsmith.model.classifier import build
+    from tagsmith.model.gguf import ready_folder
+
+    run.weights = _locate(run)
+    folder = ready_folder(run.weights, listen=run.listen)
+    model, asset = run.config.model, ASSETS.get(run.weights.name)
+    layers: int | None = model.layers if isinstance(model.layers, int) else None
+    if model.layers == "recommended" and asset is not None:
+        layers = asset.layers
+    labels = Labels.of(prepared.splits.train.labels)
+    classifier = build(folder, model, labels=labels, layers=layers, seed=run.config.seed)
+    values = {"backbone": run.weights.name, "layers": classifier.backbone.depth, "pooling": classifier.pooling}
+    run.listen(Event("model", "built", values=values))
+    return classifier
+
+
+def _locate(run: Run) -> Located:
+    """The first of the backbones named that can be had; a later one is never taken without a word."""
+    names = [name.strip() for name in run.config.model.backbone.split(" or ")]
+    for name in names[:-1]:
+        try:
+            return backbone_folder(name, listen=run.listen)
+        except AssetError:
+            run.note(f"The backbone '{name}' cannot be had here; '{names[-1]}' takes its place.")
+    return backbone_folder(names[-1], listen=run.listen)
+
+
+def _require_room(parent: Path, classifier: Classifier) -> None:
+    size = 4 * sum(weight.numel() for weight in classifier.parameters())
+    existing = next(folder for folder in (parent.absolute(), *parent.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise ResourceError(
+            f"The bundle may take {size / 2**20:.0f} MiB, and '{parent}' has {free / 2**20:.0f} MiB free. "
+            "Free some space, or choose another disk with --out."
+        )
+
+
+# ---- Stage 3: fine-tuning
+
+
+@dataclass
+class Result:
+    """A tuned classifier's parts, curves and kept activations, and its weights from before."""
+
+    parts: dict[str, Part]
+    tuned: Tuned
+    untuned: dict[str, Any]
+    trained_parameters: int
+
+
+def _tune(
+    classifier: Classifier, prepared: Prepared, run: Run, *, checkpoint: Path, resume: bool, stop: Callable[[], bool]
+) -> Result:
+    from tagsmith.evaluation.selection import selection_metric
+    from tagsmith.tuning.loop import tune
+    from tagsmith.tuning.methods import trainable
+
+    parts = _encode(classifier, prepared)
+    learning = list(trainable(classifier, run.config.tuning))
+    untuned = {name: weight.detach().clone() for name, weight in learning}
+    tuned = tune(
+        classifier,
+        {name: part for name, part in parts.items() if name != "test" and len(part.truth)},
+        run.config,
+        metric=selection_metric(run.config.evaluation.metric),
+        class_weights=_in_order(prepared.class_weights, classifier.labels),
+        checkpoint=checkpoint,
+        resume=resume,
+        stop=stop,
+        listen=run.listen,
+    )
+    result = Result(parts, tuned, untuned, sum(weight.numel() for _, weight in learning))
+    classifier.calibration = _calibrate(classifier, prepared, result, run)
+    return result
+
+
+def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
+    from tagsmith.tuning.loop import Part
+
+    parts = {}
+    for name, table in prepared.splits.items():
+        parts[name] = Part(classifier.encoder.encode(table.texts), classifier.labels.encode(table.labels))
+        if not parts[name].tokens.lengths.all():
+            row = int(table.rows[np.flatnonzero(parts[name].tokens.lengths == 0)[0]])
+            raise DataError(
+                f"The text of row {row} gives no tokens with this backbone's tokenizer. "
+                "Remove it, or choose another backbone."
+            )
+    if not len(parts["validation"].truth):
+        raise DataError(
+            "No rows are left for validation. Expected a few dozen rows or more; add rows, or give --validation."
+        )
+    return parts
+
+
+def _in_order(by_name: Mapping[str, float] | None, labels: Labels) -> np.ndarray | None:
+    return None if by_name is None else np.array([by_name[name] for name in labels.names])
+
+
+def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Calibration:
+    """A temperature from the calibration rows, after undoing the prior of re-balanced training rows."""
+    from tagsmith.evaluation.calibration import fit_temperature, prior_offset
+    from tagsmith.model.classifier import Calibration
+
+    offset = None
+    if run.config.data.balance != "none":
+        true = _in_order(prepared.true_priors, classifier.labels)
+        assert true is not None, "priors are always known"
+        offset = tuple(float(x) for x in prior_offset(np.full(len(true), 1 / len(true)), true))
+    part = result.parts["calibration"]
+    if not (run.config.evaluation.calibrate and len(part.truth)):
+        return Calibration(1.0, offset)
+    logits_NC = _logits(classifier, result, "calibration")
+    return Calibration(fit_temperature(logits_NC + np.asarray(offset or 0.0), part.truth), offset)
+
+
+def _logits(classifier: Classifier, result: Result, name: str) -> np.ndarray:
+    from tagsmith.model.classifier import Scorer, finish_states
+
+    if name in result.tuned.states and result.tuned.start:
+        return finish_states(classifier, result.tuned.states[name], start=result.tuned.start)
+    return Scorer(classifier).logits(result.parts[name].tokens)
+
+
+# ---- Stage 5, first half: save, so that stage 4 measures what is served
+
+
+def _save(aside: Path, classifier: Classifier, prepared: Prepared, run: Run) -> Bundle:
+    from tagsmith.deployment.bundle import reload, write_classifier, write_probes
+
+    assert run.weights is not None, "the model was built"
+    recipe = {
+        "tagsmith": _version(),
+        "backbone": {"name": run.weights.name, "sha256": run.weights.sha256},
+        "data": {"sha256": _data_hash(prepared), "priors": dict(prepared.true_priors)},
+        "config": run.config.model_dump(),
+    }
+    write_classifier(aside, classifier, recipe=recipe)
+    bundle = reload(aside)
+    write_probes(aside, bundle.engine)
+    return bundle
+
+
+def _data_hash(prepared: Prepared) -> str:
+    """SHA-256 of all texts and labels by split: the same for the same rows in the same parts."""
+    digest = hashlib.sha256()
+    for name, table in prepared.splits.items():
+        digest.update(json.dumps([name, table.texts, table.labels]).encode())
+    return digest.hexdigest()
+
+
+# ---- Stage 4: evaluation
+
+
+def _measure(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> tuple[Report, np.ndarray]:
+    """The report, and the probabilities `(N, C)` of the test rows."""
+    from tagsmith.evaluation.report import build_report
+
+    config, table = run.config, prepared.splits.test
+    if not len(table):
+        raise DataError("No rows are left to test on. Expected a few dozen rows or more; add rows, or give --test.")
+    _fit_baselines(bundle, prepared, result, run)
+    run.listen(Event("evaluation", "test", values={"rows": len(table)}))
+    logits_NC, before_NC = _test_logits(bundle.engine.scorer, result)
+    calibration = bundle.engine.classifier.calibration
+    probs_NC = calibration.probabilities(logits_NC)
+    report = build_report(
+        data=_data_section(
+            prepared.history,
+            rows=prepared.history[0].rows_before,
+            splits={name: len(part) for name, part in prepared.splits.items()},
+            labels=bundle.engine.labels,
+        )
+        | {"leak": dict(prepared.leak), "truncated": _truncated(result), "duplicates": dict(prepared.duplicates)},
+        model=_model_section(bundle, result, run),
+        settings=config.model_dump(),
+        truth=result.parts["test"].truth,
+        probs=probs_NC,
+        baseline_probs=bundle.baseline_probabilities(table.texts),
+        groups=table.groups,
+        labels=bundle.engine.labels,
+        before_probs=calibration.probabilities(before_NC),
+        leaked=prepared.leaked,
+        discordance=_discordance(bundle, prepared, result),
+        curves=result.tuned.curves,
+        calibration=bundle.settings["calibration"] | {"rows": len(result.parts["calibration"].truth)},
+        notes=[*prepared.notes, *run.notes],
+        reproduce=run.command,
+        margin=config.evaluation.margin,
+        resamples=config.evaluation.resamples,
+        seed=config.seed,
+    )
+    return report, probs_NC
+
+
+def _fit_baselines(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> None:
+    """Fit TF-IDF on the rows that the LLM learned from, and save it beside the LLM."""
+    from tagsmith.deployment.bundle import write_baselines
+    from tagsmith.model.lexical import fit_lexical
+
+    run.listen(Event("evaluation", "baselines", values={"text": "TF-IDF on the same rows"}))
+    table, truth, labels = prepared.splits.train, result.parts["train"].truth, bundle.engine.labels
+    weights_C = _in_order(prepared.class_weights, labels)
+    lexical = fit_lexical(
+        table.texts,
+        truth,
+        table.groups,
+        classes=len(labels),
+        seed=run.config.seed,
+        weights=None if weights_C is None else weights_C[truth],
+    )
+    priors = np.bincount(truth, minlength=len(labels)) / len(truth)
+    write_baselines(bundle.folder, lexical, priors.tolist())
+
+
+def _discordance(bundle: Bundle, prepared: Prepared, result: Result) -> float:
+    """The share of validation rows that just one of LLM and TF-IDF gets right; it says what the test rows can show."""
+    truth = result.parts["validation"].truth
+    llm = _logits(bundle.engine.classifier, result, "validation").argmax(axis=1) == truth
+    tfidf = bundle.baseline_probabilities(prepared.splits.validation.texts)["tfidf"].argmax(axis=1) == truth
+    return float((llm != tfidf).mean())
+
+
+def _test_logits(scorer: Scorer, result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `(N, C)` of the test rows from the saved weights, and from those before tuning.
+
+    Both start from the same pass over the blocks that tuning left alone, made with the reloaded bundle in fp32.
+    """
+    from tagsmith.model.activations import frozen_states
+    from tagsmith.model.classifier import Scorer, finish_states
+    from tagsmith.tuning.methods import swapped
+
+    classifier, tokens, start = scorer.classifier, result.parts["test"].tokens, result.tuned.start
+    if not start:
+        after = scorer.logits(tokens)
+        with swapped(classifier, result.untuned):
+            return after, Scorer(classifier).logits(tokens)
+    states = listened(frozen_states(scorer.lowest(start), tokens), silent)
+    after = finish_states(classifier, states, start=start)
+    with swapped(classifier, result.untuned):
+        return after, finish_states(classifier, states, start=start)
+
+
+def _book_tables(bundle: Bundle, prepared: Prepared, result: Result, report: Report, run: Run) -> dict[str, Any]:
+    """What the book's chapter prints: counts, and accuracies before, during and after; nothing for other splits."""
+    from tagsmith.tuning.methods import swapped
+
+    if run.config.data.split != "book":
+        return {}
+    classifier = bundle.engine.classifier
+    shares = {"after": _accuracies(classifier, result)}
+    with swapped(classifier, result.untuned):
+        shares["before"] = _accuracies(classifier, result)
+    assert report.before_tuning is not None, "it was just measured"
+    shares["before"]["test"] = report.before_tuning["accuracy"]["value"]
+    shares["after"]["test"] = report.test["accuracy"]["value"]
+    rows = prepared.history[0].rows_before
+    counts = {
+        "In the source": {name: round(share * rows) for name, share in prepared.true_priors.items()},
+        "After undersampling": _label_counts(prepared),
+    }
+    return {"book": {"counts": counts, "course": result.tuned.curves, **shares}}
+
+
+def _accuracies(classifier: Classifier, result: Result) -> dict[str, float]:
+    return {
+        name: float((_logits(classifier, result, name).argmax(axis=1) == result.parts[name].truth).mean())
+        for name in ("train", "validation")
+    }
+
+
+def _label_counts(prepared: Prepared) -> dict[str, int]:
+    labels = [label for _, table in prepared.splits.items() for label in table.labels]
+    return {name: labels.count(name) for name in sorted(set(labels))}
+
+
+def _data_section(history: Any, *, rows: int, splits: Mapping[str, int], labels: Labels) -> dict[str, Any]:
+    return {
+        "rows": rows,
+        "history": [vars(change) for change in history],
+        "splits": dict(splits),
+        "labels": list(labels.names),
+    }
+
+
+def _truncated(result: Result) -> dict[str, float]:
+    cut = sum(int(part.tokens.truncated.sum()) for part in result.parts.values())
+    return {"rows": cut, "share": cut / sum(len(part.truth) for part in result.parts.values())}
+
+
+def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
+    assert run.weights is not None, "the model was built"
+    classifier = bundle.engine.classifier
+    return {
+        "backbone": run.weights.name,
+        "sha256": run.weights.sha256,
+        "family": classifier.backbone.config.model_type,
+        "layers": classifier.backbone.depth,
+        "pooling": classifier.pooling,
+        "head": run.config.model.head,
+        "method": run.config.tuning.method,
+        "parameters": sum(weight.numel() for weight in classifier.parameters()),
+        "trained_parameters": result.trained_parameters,
+        "best_step": result.tuned.best_step,
+        "steps": result.tuned.steps,
+        "hugging_face": bundle.settings["hugging_face"],
+    }
+
+
+# ---- Stage 5, second half: report, card, page
+
+
+def _write_report(
+    bundle: Bundle, report: Mapping[str, Any], probs_NC: np.ndarray, prepared: Prepared, result: Result, run: Run
+) -> None:
+    from tagsmith.deployment.bundle import write_report
+
+    facts = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "timing": {stage: round(seconds, 3) for stage, seconds in run.seconds.items()},
+        "environment": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+        | _versions(),
+    }
+    mistakes = _mistakes(prepared.splits.test, result.parts["test"].truth, probs_NC, bundle.engine.labels)
+    write_report(bundle.folder, report, run=facts, mistakes=mistakes)
+
+
+def _mistakes(table: Table, truth: np.ndarray, probs_NC: np.ndarray, labels: Labels, most: int = 20) -> list[Mishap]:
+    """The surest wrong answers first."""
+    from tagsmith.evaluation.page import Mishap
+
+    predicted, surest = probs_NC.argmax(axis=1), probs_NC.max(axis=1)
+    wrong = np.flatnonzero(predicted != truth)
+    texts, rows = table.texts, table.rows
+    return [
+        Mishap(int(rows[i]), texts[i], labels.names[truth[i]], labels.names[predicted[i]], float(surest[i]))
+        for i in wrong[np.argsort(-surest[wrong], kind="stable")][:most]
+    ]
+
+
+def _version() -> str:
+    from tagsmith import __version__
+
+    return __version__
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,1 @@
+"""Stage 3, fine-tuning: an untrained classifier becomes a trained one."""

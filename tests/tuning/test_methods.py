@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from tagsmith.config import ModelConfig, TuningConfig
+from tagsmith.labels import Labels
+from tagsmith.model.classifier import build
+from tagsmith.tuning.methods import first_tuned_block, swapped, trainable
+
+
+@pytest.fixture
+def classifier(tiny_folder):
+    return build(tiny_folder, ModelConfig(max_tokens=48), labels=Labels.of(["a", "b"]), layers=None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [({"method": "full"}, None), ({"method": "head"}, 3), ({"blocks": 1}, 2), ({"blocks": 3}, 0)],
+)
+def test_gradients_begin_at_the_lowest_block_that_learns(settings, start):
+    assert first_tuned_block(TuningConfig(**settings), 3) == start
+
+
+def test_with_all_blocks_the_embeddings_stay_frozen(classifier):
+    names = [name for name, _ in trainable(classifier, TuningConfig(blocks=3))]
+    assert not [name for name in names if "embed" in name]
+    assert {name.split(".")[0] for name in names} == {"head", "final_norm", "blocks"}
+
+
+@pytest.mark.parametrize("method", ["head", "last_layers", "full"])
+def test_swapped_weights_come_back(method, classifier):
+    config = TuningConfig(method=method)
+    own = {name: weight.detach().clone() for name, weight in trainable(classifier, config)}
+    others = {name: torch.full_like(weight, 2.0) for name, weight in own.items()}
+    with swapped(classifier, others):
+        assert all(bool((weight == 2.0).all()) for _, weight in trainable(classifier, config))
+    assert all(torch.equal(weight, own[name]) for name, weight in trainable(classifier, config))
+
+
+def test_swapped_weights_come_back_after_an_error(classifier):
+    before = classifier.head.score.weight.detach().clone()
+    with pytest.raises(RuntimeError), swapped(classifier, {"head.score.weight": torch.zeros_like(before)}):
+        raise RuntimeError
+    assert torch.equal(classifier.head.score.weight, before)
