@@ -31,3 +31,11 @@ def test_ids_are_int64_and_in_the_order_of_the_names():
 def test_a_label_that_training_did_not_see_is_named_beside_the_known_ones():
     with pytest.raises(DataError, match=r"not seen in training: \['spma'\]; known: \['ham', 'spam'\]"):
         Labels.of(["spam", "ham"]).encode(["spam", "spma"])
+
+
+def test_label_sets_become_one_row_of_truth_each_and_unknown_names_are_refused():
+    labels = Labels.of(["joy", "anger", "fear"], multi_label=True)
+    truth_NC = labels.encode_sets([["joy", "anger"], [], ["fear"]])
+    assert truth_NC.tolist() == [[True, False, True], [False, False, False], [False, True, False]]
+    with pytest.raises(DataError, match="jyo"):
+        labels.encode_sets([["jyo"]])

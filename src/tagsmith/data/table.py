@@ -31,7 +31,8 @@ class Table:
     """Labelled texts. Each step returns a new table with one more line of history.
 
     `frame` has the columns `row` (UInt32, the row's number in the source, from 0), `text` (String), `label` (String,
-    null in a table that has none) and `group` (UInt32; rows of one group must never be separated).
+    null in a table that has none; List(String) in a multi-label table, where a row may have no label at all) and
+    `group` (UInt32; rows of one group must never be separated).
     """
 
     frame: pl.DataFrame
@@ -39,9 +40,16 @@ class Table:
 
     @classmethod
     def of(
-        cls, texts: Sequence[str], labels: Sequence[str] | None = None, *, groups: Sequence[object] | None = None
+        cls,
+        texts: Sequence[str],
+        labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        *,
+        groups: Sequence[object] | None = None,
     ) -> Table:
-        """A table of texts; each row is its own group unless `groups` says otherwise."""
+        """A table of texts; each row is its own group unless `groups` says otherwise.
+
+        With a list or tuple of labels for each row it is a multi-label table.
+        """
         if labels is not None and len(labels) != len(texts):
             raise DataError(f"Found {len(texts)} texts and {len(labels)} labels; expected as many labels as texts.")
         if groups is not None and len(groups) != len(texts):
@@ -51,7 +59,7 @@ class Table:
         columns = {
             "row": pl.Series(rows),
             "text": pl.Series(list(texts), dtype=pl.String),
-            "label": pl.Series([None] * len(texts) if labels is None else list(labels), dtype=pl.String),
+            "label": _label_column([None] * len(texts) if labels is None else labels),
             "group": pl.Series(
                 rows if groups is None else np.array([group_of[group] for group in groups], dtype=np.uint32)
             ),
@@ -69,9 +77,20 @@ class Table:
         return self.frame["text"].to_list()
 
     @property
+    def multi_label(self) -> bool:
+        """Whether a row may have several labels, or none."""
+        return self.frame.schema["label"] == pl.List(pl.String)
+
+    @property
     def labels(self) -> list[str]:
-        """The labels `(N,)`."""
+        """The labels `(N,)` of a single-label table."""
+        assert not self.multi_label, "rows of a multi-label table have label sets"
         return self.frame["label"].to_list()
+
+    @property
+    def label_sets(self) -> list[list[str]]:
+        """The labels of each row `(N,)`, in a single-label table one each."""
+        return self.frame["label"].to_list() if self.multi_label else [[label] for label in self.labels]
 
     @property
     def groups(self) -> np.ndarray:
@@ -112,3 +131,9 @@ class Splits(Generic[T]):
 
 
 PARTS = ("train", "validation", "calibration", "test")
+
+
+def _label_column(labels: Sequence[str | None] | Sequence[Sequence[str]]) -> pl.Series:
+    if any(isinstance(label, list | tuple) for label in labels):
+        return pl.Series([list(label or ()) for label in labels], dtype=pl.List(pl.String))
+    return pl.Series(list(labels), dtype=pl.String)
