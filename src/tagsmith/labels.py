@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,10 @@ class Labels:
                 "Correct these labels, or train again with rows that carry them."
             )
         return ids
+
+    def in_order(self, by_name: Mapping[str, float]) -> np.ndarray:
+        """The values of a mapping from names `(C,)`, in output order."""
+        return np.array([by_name[name] for name in self.names])
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """The names of ids."""

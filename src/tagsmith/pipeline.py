@@ -11,10 +11,8 @@ import json
 import platform
 import shlex
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -29,15 +27,16 @@ from tagsmith.data.preparing import Prepared, prepare, prepare_given
 from tagsmith.data.readers import read
 from tagsmith.data.table import Table
 from tagsmith.errors import AssetError, DataError, ResourceError
-from tagsmith.events import Event, Listener, listened, silent
+from tagsmith.events import Event, Listener, silent
 from tagsmith.labels import Labels
+from tagsmith.measuring import book_tables, data_section, measure_test, mistakes
+from tagsmith.run import Result, Run
 
 if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
-    from tagsmith.evaluation.page import Mishap
     from tagsmith.evaluation.report import Report
-    from tagsmith.model.classifier import Calibration, Classifier, Scorer
-    from tagsmith.tuning.loop import Part, Tuned
+    from tagsmith.model.classifier import Calibration, Classifier
+    from tagsmith.tuning.loop import Part
 
 Source = str | Path | Table
 
@@ -93,8 +92,8 @@ def train(
             bundle = _save(aside, classifier, prepared, run)
         del classifier  # what was saved is measured, and two models need not be held
         with run.timed("evaluation"):
-            report, probs_NC = _measure(bundle, prepared, result, run)
-        plain = report.as_dict() | _book_tables(bundle, prepared, result, report, run)
+            report, probs_NC = measure_test(bundle, prepared, result, run)
+        plain = report.as_dict() | book_tables(bundle, prepared, result, report, run)
         _write_report(bundle, plain, probs_NC, prepared, result, run)
     drop_checkpoint(checkpoint)
     listen(Event("deployment", "done", values={"folder": str(folder)}))
@@ -126,7 +125,7 @@ def evaluate(bundle: Bundle | str | Path, source: Source, *, listen: Listener = 
     texts = table.take(answered).texts
     truth = loaded.engine.labels.encode(table.labels)
     return build_report(
-        data=_data_section(
+        data=data_section(
             grouped.table.history, rows=len(table), splits={"test": len(table)}, labels=loaded.engine.labels
         ),
         model=loaded.report.get("model", {}),
@@ -186,30 +185,6 @@ def default_out(source: Source, *, resume: bool = False) -> Path:
 
 def _name(source: Source) -> str:
     return "TABLE" if isinstance(source, Table) else str(source)
-
-
-@dataclass
-class Run:
-    """What one run knows about itself: settings, listener, seconds per stage, and remarks for the report."""
-
-    config: Config
-    listen: Listener
-    command: str
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    weights: Located | None = None
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-    def note(self, text: str) -> None:
-        """Say something that the reader of the report must know too."""
-        self.notes.append(text)
-        self.listen(Event("data", "note", values={"text": text}))
 
 
 # ---- Stage 1: data preparation
@@ -314,16 +289,6 @@ def _require_room(parent: Path, classifier: Classifier) -> None:
 # ---- Stage 3: fine-tuning
 
 
-@dataclass
-class Result:
-    """A tuned classifier's parts, curves and kept activations, and its weights from before."""
-
-    parts: dict[str, Part]
-    tuned: Tuned
-    untuned: dict[str, Any]
-    trained_parameters: int
-
-
 def _tune(
     classifier: Classifier, prepared: Prepared, run: Run, *, checkpoint: Path, resume: bool, stop: Callable[[], bool]
 ) -> Result:
@@ -339,7 +304,7 @@ def _tune(
         {name: part for name, part in parts.items() if name != "test" and len(part.truth)},
         run.config,
         metric=selection_metric(run.config.evaluation.metric),
-        class_weights=_in_order(prepared.class_weights, classifier.labels),
+        class_weights=None if prepared.class_weights is None else classifier.labels.in_order(prepared.class_weights),
         checkpoint=checkpoint,
         resume=resume,
         stop=stop,
@@ -369,10 +334,6 @@ def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
     return parts
 
 
-def _in_order(by_name: Mapping[str, float] | None, labels: Labels) -> np.ndarray | None:
-    return None if by_name is None else np.array([by_name[name] for name in labels.names])
-
-
 def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Calibration:
     """A temperature from the calibration rows, after undoing the prior of re-balanced training rows."""
     from tagsmith.evaluation.calibration import fit_temperature, prior_offset
@@ -380,22 +341,13 @@ def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: 
 
     offset = None
     if run.config.data.balance != "none":
-        true = _in_order(prepared.true_priors, classifier.labels)
-        assert true is not None, "priors are always known"
+        true = classifier.labels.in_order(prepared.true_priors)
         offset = tuple(float(x) for x in prior_offset(np.full(len(true), 1 / len(true)), true))
     part = result.parts["calibration"]
     if not (run.config.evaluation.calibrate and len(part.truth)):
         return Calibration(1.0, offset)
-    logits_NC = _logits(classifier, result, "calibration")
+    logits_NC = result.logits(classifier, "calibration")
     return Calibration(fit_temperature(logits_NC + np.asarray(offset or 0.0), part.truth), offset)
-
-
-def _logits(classifier: Classifier, result: Result, name: str) -> np.ndarray:
-    from tagsmith.model.classifier import Scorer, finish_states
-
-    if name in result.tuned.states and result.tuned.start:
-        return finish_states(classifier, result.tuned.states[name], start=result.tuned.start)
-    return Scorer(classifier).logits(result.parts[name].tokens)
 
 
 # ---- Stage 5, first half: save, so that stage 4 measures what is served
@@ -425,164 +377,6 @@ def _data_hash(prepared: Prepared) -> str:
     return digest.hexdigest()
 
 
-# ---- Stage 4: evaluation
-
-
-def _measure(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> tuple[Report, np.ndarray]:
-    """The report, and the probabilities `(N, C)` of the test rows."""
-    from tagsmith.evaluation.report import build_report
-
-    config, table = run.config, prepared.splits.test
-    if not len(table):
-        raise DataError("No rows are left to test on. Expected a few dozen rows or more; add rows, or give --test.")
-    _fit_baselines(bundle, prepared, result, run)
-    run.listen(Event("evaluation", "test", values={"rows": len(table)}))
-    logits_NC, before_NC = _test_logits(bundle.engine.scorer, result)
-    calibration = bundle.engine.classifier.calibration
-    probs_NC = calibration.probabilities(logits_NC)
-    report = build_report(
-        data=_data_section(
-            prepared.history,
-            rows=prepared.history[0].rows_before,
-            splits={name: len(part) for name, part in prepared.splits.items()},
-            labels=bundle.engine.labels,
-        )
-        | {"leak": dict(prepared.leak), "truncated": _truncated(result), "duplicates": dict(prepared.duplicates)},
-        model=_model_section(bundle, result, run),
-        settings=config.model_dump(),
-        truth=result.parts["test"].truth,
-        probs=probs_NC,
-        baseline_probs=bundle.baseline_probabilities(table.texts),
-        groups=table.groups,
-        labels=bundle.engine.labels,
-        before_probs=calibration.probabilities(before_NC),
-        leaked=prepared.leaked,
-        discordance=_discordance(bundle, prepared, result),
-        curves=result.tuned.curves,
-        calibration=bundle.settings["calibration"] | {"rows": len(result.parts["calibration"].truth)},
-        notes=[*prepared.notes, *run.notes],
-        reproduce=run.command,
-        margin=config.evaluation.margin,
-        resamples=config.evaluation.resamples,
-        seed=config.seed,
-    )
-    return report, probs_NC
-
-
-def _fit_baselines(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> None:
-    """Fit TF-IDF on the rows that the LLM learned from, and save it beside the LLM."""
-    from tagsmith.deployment.bundle import write_baselines
-    from tagsmith.model.lexical import fit_lexical
-
-    run.listen(Event("evaluation", "baselines", values={"text": "TF-IDF on the same rows"}))
-    table, truth, labels = prepared.splits.train, result.parts["train"].truth, bundle.engine.labels
-    weights_C = _in_order(prepared.class_weights, labels)
-    lexical = fit_lexical(
-        table.texts,
-        truth,
-        table.groups,
-        classes=len(labels),
-        seed=run.config.seed,
-        weights=None if weights_C is None else weights_C[truth],
-    )
-    priors = np.bincount(truth, minlength=len(labels)) / len(truth)
-    write_baselines(bundle.folder, lexical, priors.tolist())
-
-
-def _discordance(bundle: Bundle, prepared: Prepared, result: Result) -> float:
-    """The share of validation rows that just one of LLM and TF-IDF gets right; it says what the test rows can show."""
-    truth = result.parts["validation"].truth
-    llm = _logits(bundle.engine.classifier, result, "validation").argmax(axis=1) == truth
-    tfidf = bundle.baseline_probabilities(prepared.splits.validation.texts)["tfidf"].argmax(axis=1) == truth
-    return float((llm != tfidf).mean())
-
-
-def _test_logits(scorer: Scorer, result: Result) -> tuple[np.ndarray, np.ndarray]:
-    """Logits `(N, C)` of the test rows from the saved weights, and from those before tuning.
-
-    Both start from the same pass over the blocks that tuning left alone, made with the reloaded bundle in fp32.
-    """
-    from tagsmith.model.activations import frozen_states
-    from tagsmith.model.classifier import Scorer, finish_states
-    from tagsmith.tuning.methods import swapped
-
-    classifier, tokens, start = scorer.classifier, result.parts["test"].tokens, result.tuned.start
-    if not start:
-        after = scorer.logits(tokens)
-        with swapped(classifier, result.untuned):
-            return after, Scorer(classifier).logits(tokens)
-    states = listened(frozen_states(scorer.lowest(start), tokens), silent)
-    after = finish_states(classifier, states, start=start)
-    with swapped(classifier, result.untuned):
-        return after, finish_states(classifier, states, start=start)
-
-
-def _book_tables(bundle: Bundle, prepared: Prepared, result: Result, report: Report, run: Run) -> dict[str, Any]:
-    """What the book's chapter prints: counts, and accuracies before, during and after; nothing for other splits."""
-    from tagsmith.tuning.methods import swapped
-
-    if run.config.data.split != "book":
-        return {}
-    classifier = bundle.engine.classifier
-    shares = {"after": _accuracies(classifier, result)}
-    with swapped(classifier, result.untuned):
-        shares["before"] = _accuracies(classifier, result)
-    assert report.before_tuning is not None, "it was just measured"
-    shares["before"]["test"] = report.before_tuning["accuracy"]["value"]
-    shares["after"]["test"] = report.test["accuracy"]["value"]
-    rows = prepared.history[0].rows_before
-    counts = {
-        "In the source": {name: round(share * rows) for name, share in prepared.true_priors.items()},
-        "After undersampling": _label_counts(prepared),
-    }
-    return {"book": {"counts": counts, "course": result.tuned.curves, **shares}}
-
-
-def _accuracies(classifier: Classifier, result: Result) -> dict[str, float]:
-    return {
-        name: float((_logits(classifier, result, name).argmax(axis=1) == result.parts[name].truth).mean())
-        for name in ("train", "validation")
-    }
-
-
-def _label_counts(prepared: Prepared) -> dict[str, int]:
-    labels = [label for _, table in prepared.splits.items() for label in table.labels]
-    return {name: labels.count(name) for name in sorted(set(labels))}
-
-
-def _data_section(history: Any, *, rows: int, splits: Mapping[str, int], labels: Labels) -> dict[str, Any]:
-    return {
-        "rows": rows,
-        "history": [vars(change) for change in history],
-        "splits": dict(splits),
-        "labels": list(labels.names),
-    }
-
-
-def _truncated(result: Result) -> dict[str, float]:
-    cut = sum(int(part.tokens.truncated.sum()) for part in result.parts.values())
-    return {"rows": cut, "share": cut / sum(len(part.truth) for part in result.parts.values())}
-
-
-def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
-    assert run.weights is not None, "the model was built"
-    classifier = bundle.engine.classifier
-    return {
-        "backbone": run.weights.name,
-        "sha256": run.weights.sha256,
-        "family": classifier.backbone.config.model_type,
-        "layers": classifier.backbone.depth,
-        "pooling": classifier.pooling,
-        "head": run.config.model.head,
-        "method": run.config.tuning.method,
-        "parameters": sum(weight.numel() for weight in classifier.parameters()),
-        "trained_parameters": result.trained_parameters,
-        "best_step": result.tuned.best_step,
-        "steps": result.tuned.steps,
-        "hugging_face": bundle.settings["hugging_face"],
-    }
-
-
 # ---- Stage 5, second half: report, card, page
 
 
@@ -597,21 +391,8 @@ def _write_report(
         "environment": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
         | _versions(),
     }
-    mistakes = _mistakes(prepared.splits.test, result.parts["test"].truth, probs_NC, bundle.engine.labels)
-    write_report(bundle.folder, report, run=facts, mistakes=mistakes)
-
-
-def _mistakes(table: Table, truth: np.ndarray, probs_NC: np.ndarray, labels: Labels, most: int = 20) -> list[Mishap]:
-    """The surest wrong answers first."""
-    from tagsmith.evaluation.page import Mishap
-
-    predicted, surest = probs_NC.argmax(axis=1), probs_NC.max(axis=1)
-    wrong = np.flatnonzero(predicted != truth)
-    texts, rows = table.texts, table.rows
-    return [
-        Mishap(int(rows[i]), texts[i], labels.names[truth[i]], labels.names[predicted[i]], float(surest[i]))
-        for i in wrong[np.argsort(-surest[wrong], kind="stable")][:most]
-    ]
+    surest = mistakes(prepared.splits.test, result.parts["test"].truth, probs_NC, bundle.engine.labels)
+    write_report(bundle.folder, report, run=facts, mistakes=surest)
 
 
 def _version() -> str:

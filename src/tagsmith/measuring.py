@@ -1,0 +1,190 @@
+"""Stage 4 on a run: the saved bundle and its baselines on the test rows, as a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tagsmith.data.preparing import Prepared
+from tagsmith.data.table import Table
+from tagsmith.errors import DataError
+from tagsmith.events import Event, listened, silent
+from tagsmith.labels import Labels
+from tagsmith.run import Result, Run
+
+if TYPE_CHECKING:
+    from tagsmith.deployment.bundle import Bundle
+    from tagsmith.evaluation.page import Mishap
+    from tagsmith.evaluation.report import Report
+    from tagsmith.model.classifier import Classifier, Scorer
+
+
+def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> tuple[Report, np.ndarray]:
+    """The report, and the probabilities `(N, C)` of the test rows."""
+    from tagsmith.evaluation.report import build_report
+
+    config, table = run.config, prepared.splits.test
+    if not len(table):
+        raise DataError("No rows are left to test on. Expected a few dozen rows or more; add rows, or give --test.")
+    _fit_baselines(bundle, prepared, result, run)
+    run.listen(Event("evaluation", "test", values={"rows": len(table)}))
+    logits_NC, before_NC = _test_logits(bundle.engine.scorer, result)
+    calibration = bundle.engine.classifier.calibration
+    probs_NC = calibration.probabilities(logits_NC)
+    report = build_report(
+        data=data_section(
+            prepared.history,
+            rows=prepared.history[0].rows_before,
+            splits={name: len(part) for name, part in prepared.splits.items()},
+            labels=bundle.engine.labels,
+        )
+        | {"leak": dict(prepared.leak), "truncated": _truncated(result), "duplicates": dict(prepared.duplicates)},
+        model=_model_section(bundle, result, run),
+        settings=config.model_dump(),
+        truth=result.parts["test"].truth,
+        probs=probs_NC,
+        baseline_probs=bundle.baseline_probabilities(table.texts),
+        groups=table.groups,
+        labels=bundle.engine.labels,
+        before_probs=calibration.probabilities(before_NC),
+        leaked=prepared.leaked,
+        discordance=_discordance(bundle, prepared, result),
+        curves=result.tuned.curves,
+        calibration=bundle.settings["calibration"] | {"rows": len(result.parts["calibration"].truth)},
+        notes=[*prepared.notes, *run.notes],
+        reproduce=run.command,
+        margin=config.evaluation.margin,
+        resamples=config.evaluation.resamples,
+        seed=config.seed,
+    )
+    return report, probs_NC
+
+
+def _fit_baselines(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> None:
+    """Fit TF-IDF on the rows that the LLM learned from, and save it beside the LLM."""
+    from tagsmith.deployment.bundle import write_baselines
+    from tagsmith.model.lexical import fit_lexical
+
+    run.listen(Event("evaluation", "baselines", values={"text": "TF-IDF on the same rows"}))
+    table, truth, labels = prepared.splits.train, result.parts["train"].truth, bundle.engine.labels
+    weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
+    lexical = fit_lexical(
+        table.texts,
+        truth,
+        table.groups,
+        classes=len(labels),
+        seed=run.config.seed,
+        weights=None if weights_C is None else weights_C[truth],
+    )
+    priors = np.bincount(truth, minlength=len(labels)) / len(truth)
+    write_baselines(bundle.folder, lexical, priors.tolist())
+
+
+def _discordance(bundle: Bundle, prepared: Prepared, result: Result) -> float:
+    """The share of validation rows that just one of LLM and TF-IDF gets right; it says what the test rows can show."""
+    truth = result.parts["validation"].truth
+    llm = result.logits(bundle.engine.classifier, "validation").argmax(axis=1) == truth
+    tfidf = bundle.baseline_probabilities(prepared.splits.validation.texts)["tfidf"].argmax(axis=1) == truth
+    return float((llm != tfidf).mean())
+
+
+def _test_logits(scorer: Scorer, result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `(N, C)` of the test rows from the saved weights, and from those before tuning.
+
+    Both start from the same pass over the blocks that tuning left alone, made with the reloaded bundle in fp32.
+    """
+    from tagsmith.model.activations import frozen_states
+    from tagsmith.model.classifier import Scorer, finish_states
+    from tagsmith.tuning.methods import swapped
+
+    classifier, tokens, start = scorer.classifier, result.parts["test"].tokens, result.tuned.start
+    if not start:
+        after = scorer.logits(tokens)
+        with swapped(classifier, result.untuned):
+            return after, Scorer(classifier).logits(tokens)
+    states = listened(frozen_states(scorer.lowest(start), tokens), silent)
+    after = finish_states(classifier, states, start=start)
+    with swapped(classifier, result.untuned):
+        return after, finish_states(classifier, states, start=start)
+
+
+def book_tables(bundle: Bundle, prepared: Prepared, result: Result, report: Report, run: Run) -> dict[str, Any]:
+    """What the book's chapter prints: counts, and accuracies before, during and after; nothing for other splits."""
+    from tagsmith.tuning.methods import swapped
+
+    if run.config.data.split != "book":
+        return {}
+    classifier = bundle.engine.classifier
+    shares = {"after": _accuracies(classifier, result)}
+    with swapped(classifier, result.untuned):
+        shares["before"] = _accuracies(classifier, result)
+    assert report.before_tuning is not None, "it was just measured"
+    shares["before"]["test"] = report.before_tuning["accuracy"]["value"]
+    shares["after"]["test"] = report.test["accuracy"]["value"]
+    rows = prepared.history[0].rows_before
+    counts = {
+        "In the source": {name: round(share * rows) for name, share in prepared.true_priors.items()},
+        "After undersampling": _label_counts(prepared),
+    }
+    return {"book": {"counts": counts, "course": result.tuned.curves, **shares}}
+
+
+def _accuracies(classifier: Classifier, result: Result) -> dict[str, float]:
+    return {
+        name: float((result.logits(classifier, name).argmax(axis=1) == result.parts[name].truth).mean())
+        for name in ("train", "validation")
+    }
+
+
+def _label_counts(prepared: Prepared) -> dict[str, int]:
+    labels = [label for _, table in prepared.splits.items() for label in table.labels]
+    return {name: labels.count(name) for name in sorted(set(labels))}
+
+
+def data_section(history: Any, *, rows: int, splits: Mapping[str, int], labels: Labels) -> dict[str, Any]:
+    """What `data` of report.json always says; `history` are the changes of a table."""
+    return {
+        "rows": rows,
+        "history": [vars(change) for change in history],
+        "splits": dict(splits),
+        "labels": list(labels.names),
+    }
+
+
+def _truncated(result: Result) -> dict[str, float]:
+    cut = sum(int(part.tokens.truncated.sum()) for part in result.parts.values())
+    return {"rows": cut, "share": cut / sum(len(part.truth) for part in result.parts.values())}
+
+
+def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
+    assert run.weights is not None, "the model was built"
+    classifier = bundle.engine.classifier
+    return {
+        "backbone": run.weights.name,
+        "sha256": run.weights.sha256,
+        "family": classifier.backbone.config.model_type,
+        "layers": classifier.backbone.depth,
+        "pooling": classifier.pooling,
+        "head": run.config.model.head,
+        "method": run.config.tuning.method,
+        "parameters": sum(weight.numel() for weight in classifier.parameters()),
+        "trained_parameters": result.trained_parameters,
+        "best_step": result.tuned.best_step,
+        "steps": result.tuned.steps,
+        "hugging_face": bundle.settings["hugging_face"],
+    }
+
+
+def mistakes(table: Table, truth: np.ndarray, probs_NC: np.ndarray, labels: Labels, most: int = 20) -> list[Mishap]:
+    """The surest wrong answers first."""
+    from tagsmith.evaluation.page import Mishap
+
+    predicted, surest = probs_NC.argmax(axis=1), probs_NC.max(axis=1)
+    wrong = np.flatnonzero(predicted != truth)
+    texts, rows = table.texts, table.rows
+    return [
+        Mishap(int(rows[i]), texts[i], labels.names[truth[i]], labels.names[predicted[i]], float(surest[i]))
+        for i in wrong[np.argsort(-surest[wrong], kind="stable")][:most]
+    ]
