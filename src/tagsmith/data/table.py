@@ -13,6 +13,8 @@ from tagsmith.errors import DataError
 
 T = TypeVar("T")
 U = TypeVar("U")
+PAIR = "\x1e"
+"""The separator of a text pair, whose two texts are one string."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Table:
 
     `frame` has the columns `row` (UInt32, the row's number in the source, from 0), `text` (String), `label` (String,
     null in a table that has none; List(String) in a multi-label table, where a row may have no label at all) and
-    `group` (UInt32; rows of one group must never be separated).
+    `group` (UInt32; rows of one group must never be separated); beside them `time` and `part` (String, as they stand in
+    the source) where the user named columns for them. A pair of texts is one text with `PAIR` in it.
     """
 
     frame: pl.DataFrame
