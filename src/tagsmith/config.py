@@ -94,10 +94,10 @@ class TuningConfig(Section):
 class EvaluationConfig(Section):
     """Stage 4: what is measured and what counts as better."""
 
-    metric: Literal["log_loss", "accuracy", "macro_f1"] = "log_loss"
-    """What decides on the best step, on validation rows."""
+    metric: Literal["log_loss", "accuracy", "macro_f1", "micro_f1"] = "log_loss"
+    """What decides on the best step, on validation rows, and what several labels a row are compared by."""
     margin: float = Field(1.0, gt=0)
-    """Points of accuracy within which two models are called practically equal."""
+    """Points of accuracy (with several labels a row: of F1) within which two models are called practically equal."""
     resamples: int = Field(2000, ge=200)
     """Bootstrap resamples behind an interval that has no closed form."""
     calibrate: bool = True

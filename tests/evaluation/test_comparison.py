@@ -135,7 +135,8 @@ def test_one_row_is_compared_without_complaint():
 
 def test_the_verdict_has_the_keys_of_the_report():
     plain = verdict(3, 1, 96).as_dict()
-    assert set(plain) == {"value", "text", "p_value", "minimum_difference", "detectable_difference", "difference"}
+    keys = {"value", "text", "p_value", "minimum_difference", "detectable_difference", "difference", "measure"}
+    assert set(plain) == keys
     assert set(plain["difference"]) == {"value", "low", "high"}
 
 

@@ -244,7 +244,7 @@ def test_macro_f1_covers_where_each_label_has_rows():
 def test_many_groups_are_resampled_in_blocks_with_the_same_width(monkeypatch):
     truth, probs, groups = sample(3000, 3, grouped=True)
     whole = metrics.log_loss(truth, probs, groups, resamples=2000, seed=1)
-    monkeypatch.setattr(metrics, "_MOST_UNITS", 500)
+    monkeypatch.setattr("tagsmith.evaluation.resampling._MOST_UNITS", 500)
     blocks = metrics.log_loss(truth, probs, groups, resamples=2000, seed=1)
     assert blocks.value == whole.value
     assert blocks.high - blocks.low == pytest.approx(whole.high - whole.low, rel=0.1)

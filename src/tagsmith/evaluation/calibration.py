@@ -32,6 +32,28 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     return float(np.clip(1 / found.x, LOWEST, HIGHEST))
 
 
+def fit_set_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
+    """The temperature t in [0.05, 20] that minimises the mean binary log loss of sigmoid(`logits (N, C)` / t).
+
+    One for all labels, against `truth (N, C)` bool with the targets of Platt (1999), section 2.2: P positive cells ask
+    for (P + 1) / (P + 2) and M negative ones for 1 / (M + 2), so that a separable set does not ask for t = 0.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not truth.size:
+        return 1.0
+    positives = int(truth.sum())
+    hopes_NC = np.where(truth, (positives + 1) / (positives + 2), 1 / (truth.size - positives + 2))
+    logits_NC = np.asarray(logits, dtype=np.float64)
+    found = minimize_scalar(
+        lambda sharpness: float((np.logaddexp(0, logits_NC * sharpness) - hopes_NC * logits_NC * sharpness).mean()),
+        bounds=(1 / HIGHEST, 1 / LOWEST),
+        method="bounded",
+        options={"xatol": 1e-7},
+    )
+    return float(np.clip(1 / found.x, LOWEST, HIGHEST))
+
+
 def prior_offset(train_priors: np.ndarray, true_priors: np.ndarray) -> np.ndarray:
     """What to add to logits `(C,)` so that a model trained at `train_priors (C,)` answers at `true_priors (C,)`.
 

@@ -14,17 +14,18 @@ import numpy as np
 from tagsmith.evaluation.metrics import Interval, design_effect
 
 Value = Literal["better", "worse", "practically equal", "undecided"]
+Measure = Literal["accuracy", "micro_f1", "macro_f1"]
 SIGNIFICANCE = 0.05
 _FEWEST_DISCORDANT = 6  # 2 * 0.5**6 = 0.031 is the first two-sided p below 0.05
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model beats its baseline; all differences in points (hundredths) of accuracy.
+    """Whether a model beats its baseline; all differences in points (hundredths) of `measure`.
 
     `minimum_difference` is the smallest difference that these rows could ever call significant, None where no
-    difference could; `detectable_difference` is the one seen with 80 % power, None where the discordance is not known
-    or does not allow it.
+    difference could, and for F1, where it depends on too much. `detectable_difference` is the one seen with 80 % power,
+    None where the discordance is not known or does not allow it.
     """
 
     value: Value
@@ -33,6 +34,7 @@ class Verdict:
     difference: Interval
     minimum_difference: float | None
     detectable_difference: float | None
+    measure: Measure = "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
         """The shape of `verdict` in report.json."""
@@ -43,6 +45,7 @@ class Verdict:
             "minimum_difference": self.minimum_difference,
             "detectable_difference": self.detectable_difference,
             "difference": self.difference.as_dict(),
+            "measure": self.measure,
         }
 
 
@@ -63,13 +66,36 @@ def compare(
     the sign of whole groups, which is the exact McNemar test where every row is its own group; the interval is Tango's
     on effective rows. `discordance` is the share of rows, seen in validation, on which exactly one of the two is right.
     """
-    gains = (probs_model.argmax(axis=1) == truth).astype(np.int64) - (probs_baseline.argmax(axis=1) == truth)
+    right = probs_model.argmax(axis=1) == truth
+    right_baseline = probs_baseline.argmax(axis=1) == truth
+    return compare_hits(right, right_baseline, groups, margin=margin, discordance=discordance, names=names)
+
+
+def compare_hits(
+    right_model: np.ndarray,
+    right_baseline: np.ndarray,
+    groups: np.ndarray,
+    *,
+    margin: float = 1.0,
+    discordance: float | None = None,
+    names: tuple[str, str] = ("LLM", "TF-IDF"),
+) -> Verdict:
+    """`compare`, told which rows `(N,)` bool each of the two gets right."""
+    gains = right_model.astype(np.int64) - right_baseline
     difference = _difference(gains, groups)
     p_value = sign_flip_p(gains, groups)
-    value = _decide(difference, p_value, margin)
+    value = decide(difference, p_value, margin)
     minimum = minimum_difference(groups)
     rows = len(gains) / design_effect(gains.astype(np.float64), groups)
-    text = _sentence(value, difference, p_value, minimum, len(gains), margin=margin, names=names)
+    limit = "no difference" if minimum is None else f"no difference under {_small(minimum)} points"
+    text = sentence(
+        value,
+        difference,
+        p_value,
+        limit=f"on {len(gains):,} rows {limit} can be significant",
+        margin=margin,
+        names=names,
+    )
     detectable = None if discordance is None else detectable_difference(rows, discordance)
     return Verdict(value, text, p_value, difference, minimum, detectable)
 
@@ -170,7 +196,8 @@ def _rising_root(function: Callable[[float], float], low: float, high: float) ->
     return high if function(high) <= 0 else float(root_scalar(function, bracket=(low, high), xtol=1e-10).root)
 
 
-def _decide(difference: Interval, p_value: float, margin: float) -> Value:
+def decide(difference: Interval, p_value: float, margin: float) -> Value:
+    """The verdict of an interval in points and a p-value, in the order that `compare` states."""
     assert difference.low is not None and difference.high is not None
     if -margin <= difference.low and difference.high <= margin:
         return "practically equal"
@@ -179,34 +206,31 @@ def _decide(difference: Interval, p_value: float, margin: float) -> Value:
     return "better" if difference.value > 0 else "worse"
 
 
-def _sentence(
+def sentence(
     value: Value,
     difference: Interval,
     p_value: float,
-    minimum: float | None,
-    rows: int,
     *,
+    limit: str,
     margin: float,
     names: tuple[str, str],
+    unit: str = "points",
 ) -> str:
+    """The verdict in words; differences are in `unit`, and `limit` says what the rows can show at all."""
     model, baseline = names
     shown = f"{_points(difference.low)} to {_points(difference.high)}, {_p(p_value)}"
     size = _points(abs(difference.value))
     if value == "better":
-        return f"Better than {baseline} by {size} points ({shown})."
+        return f"Better than {baseline} by {size} {unit} ({shown})."
     if value == "worse":
         turned = f"{_points(-(difference.high or 0.0))} to {_points(-(difference.low or 0.0))}, {_p(p_value)}"
-        return f"Worse than {baseline} by {size} points ({turned}): use {baseline}."
+        return f"Worse than {baseline} by {size} {unit} ({turned}): use {baseline}."
     if value == "practically equal":
         return (
-            f"Practically equal to {baseline}: the difference is {_points(difference.value)} points ({shown}), "
+            f"Practically equal to {baseline}: the difference is {_points(difference.value)} {unit} ({shown}), "
             f"within {margin:g} either way; {baseline} is the cheaper one."
         )
-    limit = "no difference" if minimum is None else f"no difference under {_small(minimum)} points"
-    return (
-        f"Undecided: {model} minus {baseline} is {_points(difference.value)} points ({shown}); "
-        f"on {rows:,} rows {limit} can be significant."
-    )
+    return f"Undecided: {model} minus {baseline} is {_points(difference.value)} {unit} ({shown}); {limit}."
 
 
 def _points(value: float | None) -> str:

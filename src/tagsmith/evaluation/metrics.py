@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tagsmith.evaluation.resampling import LEVEL, bca, block_sums, resampled_sums
 from tagsmith.labels import Labels
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ FEWEST_ROWS = 10
 _FEWEST_EFFECTIVE = 30
 _OBSERVED_WEIGHT = 0.55  # mid-P's 0.5 covers 91.8 % at n = 300, p = 0.99
 _FEW_ERRORS = 5
-_MOST_UNITS = 4096
-_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,20 @@ class Interval:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """How one label is found: `support` is its number of test rows."""
+    """How one label is found: `support` is its number of test rows, `threshold` None where the likeliest wins."""
 
     label: str
     support: int
     precision: Interval
     recall: Interval
     f1: Interval
+    threshold: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, each interval as `value`, `low`, `high`."""
+        """The fields, each interval as `value`, `low`, `high`; without `threshold` where there is none."""
         measures = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
-        return {"label": self.label, "support": self.support} | {k: v.as_dict() for k, v in measures.items()}
+        plain = {"label": self.label, "support": self.support} | {k: v.as_dict() for k, v in measures.items()}
+        return plain if self.threshold is None else plain | {"threshold": self.threshold}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def measure(
         log_loss=log_loss(truth, probs, groups, resamples=resamples, seed=seed),
         ece=ece(truth, probs, groups, resamples=resamples, seed=seed),
         ece_calibrated=ece_calibrated(probs, groups, resamples=resamples, seed=seed),
-        per_label=tuple(_label_scores(truth, guess, groups, label=i, name=name) for i, name in enumerate(labels.names)),
+        per_label=tuple(label_scores(truth == i, guess == i, groups, name=name) for i, name in enumerate(labels.names)),
         labels=labels.names,
         counts=counts,
     )
@@ -163,7 +164,7 @@ def _binomial_bounds(hits: float, rows: float, *, weight: float) -> tuple[float,
     """Bounds whose tails count the observed number by `weight`: 1 is Clopper-Pearson, 0.5 mid-P (Lancaster 1961)."""
     from scipy.special import betainc
 
-    tail = (1 - _LEVEL) / 2
+    tail = (1 - LEVEL) / 2
 
     def at_least(k: float, p: float) -> float:
         return 1.0 if k <= 0 else (0.0 if k > rows else float(betainc(k, rows - k + 1, p)))
@@ -182,16 +183,17 @@ def _root(rising: Callable[[float], float]) -> float:
     return float(root_scalar(rising, bracket=(0.0, 1.0), xtol=1e-10).root)
 
 
-def _label_scores(truth: np.ndarray, guess: np.ndarray, groups: np.ndarray, *, label: int, name: str) -> LabelScores:
-    """Precision, recall and F1 as proportions; F1 = 2 q / (1 + q) of the share q of hits among truth or answer."""
-    is_true, is_guess = truth == label, guess == label
+def label_scores(
+    is_true: np.ndarray, is_guess: np.ndarray, groups: np.ndarray, *, name: str, threshold: float | None = None
+) -> LabelScores:
+    """Precision, recall and F1 of one label as proportions; F1 is 2 q / (1 + q) of q = hits among truth or answers."""
     hits, either = is_true & is_guess, is_true | is_guess
     support = int(is_true.sum())
     measures = [proportion(hits[rows], groups[rows]) for rows in (is_guess, is_true, either)]
     measures[2] = _f1_of_share(measures[2])
     if support < FEWEST_ROWS:
         measures = [Interval(measure.value) for measure in measures]
-    return LabelScores(name, support, *measures)
+    return LabelScores(name, support, *measures, threshold=threshold)
 
 
 def _f1_of_share(share: Interval) -> Interval:
@@ -223,7 +225,7 @@ def macro_f1(
     rng = np.random.default_rng(seed)
     draws = np.concatenate([units.macro_f1(weights, among) for weights in units.resample(resamples, rng)])
     jackknife = units.macro_f1_without_one(among)
-    low, high = _bca(draws, value, jackknife, units.copies)
+    low, high = bca(draws, value, jackknife, units.copies)
     if np.count_nonzero(truth != guess) <= _FEW_ERRORS:
         low = min(low, proportion(truth == guess, groups).low or 0.0)
     return Interval(value, max(0.0, min(low, value)), min(1.0, max(high, value)))
@@ -268,7 +270,7 @@ class _Units:
             yield rng.multinomial(total, self.copies / total, size=size).astype(np.float64)
 
     def macro_f1(self, weights: np.ndarray, among: np.ndarray | None) -> np.ndarray:
-        return _mean_f1(weights @ self.hits, weights @ self.answers, weights @ self.support, self._chosen(among))
+        return mean_f1(weights @ self.hits, weights @ self.answers, weights @ self.support, self._chosen(among))
 
     def macro_f1_without_one(self, among: np.ndarray | None) -> np.ndarray:
         """Macro-F1 `(U,)` of all groups but one of each kind."""
@@ -277,7 +279,7 @@ class _Units:
         hits, answers, support = (
             (self.copies @ table)[None] - table.toarray() for table in (self.hits, self.answers, self.support)
         )
-        return _mean_f1(hits, answers, support, self._chosen(among))
+        return mean_f1(hits, answers, support, self._chosen(among))
 
     def _chosen(self, among: np.ndarray | None) -> np.ndarray | None:
         return None if among is None else np.isin(self.names, among)
@@ -303,7 +305,7 @@ def _sparse_table(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int])
     return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
 
-def _mean_f1(hits: np.ndarray, answers: np.ndarray, support: np.ndarray, chosen: np.ndarray | None) -> np.ndarray:
+def mean_f1(hits: np.ndarray, answers: np.ndarray, support: np.ndarray, chosen: np.ndarray | None) -> np.ndarray:
     """Macro-F1 `(B,)` of sums `(B, K)`: over the chosen labels, or over those that occur."""
     total = answers + support
     f1 = 2 * hits / np.maximum(total, 1)
@@ -316,13 +318,17 @@ def _mean_f1(hits: np.ndarray, answers: np.ndarray, support: np.ndarray, chosen:
 
 def log_loss(truth: np.ndarray, probs: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """The mean negative log probability of the truth in nats, clipped as scikit-learn's, with a BCa interval."""
-    losses = row_losses(truth, probs)
-    sums_U2 = _block_sums(np.stack([losses, np.ones(len(losses))], axis=1), groups, seed=seed)
-    draws_B2 = _resampled_sums(sums_U2, resamples=resamples, seed=seed)
-    value = float(losses.mean())
+    return mean_interval(row_losses(truth, probs), groups, resamples=resamples, seed=seed)
+
+
+def mean_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> Interval:
+    """The mean of `values (N,)`, none below 0, with a BCa interval over groups."""
+    sums_U2 = block_sums(np.stack([values, np.ones(len(values))], axis=1), groups, seed=seed)
+    draws_B2 = resampled_sums(sums_U2, resamples=resamples, seed=seed)
+    value = float(values.mean())
     left = sums_U2.sum(axis=0) - sums_U2
     jackknife = left[:, 0] / np.maximum(left[:, 1], 1)
-    low, high = _bca(draws_B2[:, 0] / draws_B2[:, 1], value, jackknife, np.ones(len(sums_U2)))
+    low, high = bca(draws_B2[:, 0] / draws_B2[:, 1], value, jackknife, np.ones(len(sums_U2)))
     return Interval(value, max(0.0, min(low, value)), max(high, value))
 
 
@@ -338,38 +344,48 @@ def ece(truth: np.ndarray, probs: np.ndarray, groups: np.ndarray, *, resamples: 
     A bin's gap between confidence and accuracy is never 0 by chance; what chance adds to its absolute value (the mean
     of a folded normal, less its centre) is taken off, in the spirit of Kumar, Liang and Ma (2019), section 4.
     """
-    confidence = probs.max(axis=1)
-    gaps = confidence - (probs.argmax(axis=1) == truth)
-    bins = _equal_mass_bins(confidence)
-    columns = np.zeros((len(gaps), 2 * BINS))
-    columns[np.arange(len(gaps)), bins] = gaps
-    columns[np.arange(len(gaps)), BINS + bins] = 1
-    sums = _block_sums(columns, groups, seed=seed)
+    hits = probs.argmax(axis=1) == truth
+    return calibration_error(probs.max(axis=1)[:, None], hits[:, None], groups, resamples=resamples, seed=seed)
+
+
+def calibration_error(
+    confidence: np.ndarray, hits: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int
+) -> Interval:
+    """`ece` of any claims: `confidence (N, K)` that each of K claims about a row holds, and whether it does."""
+    gaps, bins = confidence - hits, _equal_mass_bins(confidence)
+    cells = (np.arange(len(gaps))[:, None] * BINS + bins).ravel()
+    shape, size = (len(gaps), BINS), len(gaps) * BINS
+    filled = [np.bincount(cells, weights=w, minlength=size).reshape(shape) for w in (gaps.ravel(), None)]
+    sums = block_sums(np.hstack(filled), groups, seed=seed)
     spread = _gap_spread(sums)
     raw, debiased = _debiased_ece(sums.sum(axis=0)[None], spread)
-    _, draws = _debiased_ece(_resampled_sums(sums, resamples=resamples, seed=seed), spread)
+    _, draws = _debiased_ece(resampled_sums(sums, resamples=resamples, seed=seed), spread)
     # A resample adds chance to gaps that hold chance already: the bias is taken off a second time.
-    low, high = np.quantile(np.maximum(draws - (raw - debiased), 0), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    low, high = np.quantile(np.maximum(draws - (raw - debiased), 0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = float(debiased[0])
     return Interval(value, min(float(low), value), min(1.0, max(float(high), value)))
 
 
 def ece_calibrated(probs: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """The ECE that a perfectly calibrated model with these confidences would show: its mean and 95 % band."""
-    confidence = probs.max(axis=1)
+    return calibration_error_by_chance(probs.max(axis=1), groups, resamples=resamples, seed=seed)
+
+
+def calibration_error_by_chance(confidence: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> Interval:
+    """`ece_calibrated` of any claims with their `confidence (N,)`; claims of one group hold or fail together."""
     bins = _equal_mass_bins(confidence)
     sizes = np.bincount(bins, minlength=BINS)
     inflation = design_effect((confidence > np.median(confidence)).astype(np.float64), groups)
     spread = np.sqrt(inflation * np.bincount(bins, weights=confidence * (1 - confidence), minlength=BINS))
     noise = np.random.default_rng(seed).standard_normal((resamples, BINS)) * spread
     _, draws = _debiased_ece(np.hstack([noise, np.tile(sizes, (resamples, 1))]), spread)
-    low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = min(1.0, float(draws.mean()))
     return Interval(value, min(float(low), value), min(1.0, max(float(high), value)))
 
 
 def _equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
-    """The bin `(N,)` of each row; equal confidences share a bin, so that the order of rows does not matter."""
+    """The bin of each value; equal confidences share a bin, so that the order of rows does not matter."""
     edges = np.quantile(confidence, np.arange(1, BINS) / BINS)
     return np.searchsorted(edges, confidence, side="right")
 
@@ -390,45 +406,3 @@ def _debiased_ece(sums: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.
     folded = spread * np.sqrt(2 / np.pi) * np.exp(-(np.minimum(ratio, 50) ** 2) / 2) + gaps * (1 - 2 * ndtr(-ratio))
     raw = gaps.sum(axis=1) / rows
     return raw, np.maximum(raw - (folded - gaps).sum(axis=1) / rows, 0)
-
-
-# --- resampling
-
-
-def _block_sums(columns: np.ndarray, groups: np.ndarray, *, seed: int) -> np.ndarray:
-    """Sums `(U, K)` of `columns (N, K)` over groups; above 4,096 groups, over as many random blocks of groups.
-
-    Blocks of whole groups are independent too, and so many give the same interval within a hundredth of its width.
-    """
-    _, unit = np.unique(groups, return_inverse=True)
-    count = int(unit.max()) + 1
-    if count > _MOST_UNITS:
-        unit = (np.random.default_rng(seed).permutation(count) % _MOST_UNITS)[unit]
-        count = _MOST_UNITS
-    return np.stack([np.bincount(unit, weights=column, minlength=count) for column in columns.T], axis=1)
-
-
-def _resampled_sums(sums: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Sums `(B, K)` of units drawn with replacement."""
-    rng, count = np.random.default_rng(seed), len(sums)
-    parts = []
-    for start in range(0, resamples, 256):
-        drawn = rng.integers(0, count, size=(min(256, resamples - start), count))
-        cells = (np.arange(len(drawn))[:, None] * count + drawn).ravel()
-        weights = np.bincount(cells, minlength=drawn.size).reshape(drawn.shape)
-        parts.append(weights.astype(np.float64) @ sums)
-    return np.concatenate(parts)
-
-
-def _bca(draws: np.ndarray, value: float, jackknife: np.ndarray, copies: np.ndarray) -> tuple[float, float]:
-    """Bias-corrected and accelerated bounds (Efron 1987); `jackknife (U,)` leaves out one of `copies` equal units."""
-    from scipy.special import ndtr, ndtri
-
-    below = (np.mean(draws < value - 1e-12) + np.mean(draws <= value + 1e-12)) / 2
-    bias = ndtri(np.clip(below, 1 / len(draws), 1 - 1 / len(draws)))
-    pulls = np.average(jackknife, weights=copies) - jackknife
-    scale = (copies * pulls**2).sum() ** 1.5
-    bend = (copies * pulls**3).sum() / (6 * scale) if scale > 1e-30 else 0.0
-    tails = bias + ndtri([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    low, high = np.quantile(draws, ndtr(bias + tails / np.maximum(1 - bend * tails, 1e-3)))
-    return float(low), float(high)

@@ -12,8 +12,10 @@ import numpy as np
 
 from tagsmith import __version__
 from tagsmith.errors import BundleError
-from tagsmith.evaluation.comparison import compare
+from tagsmith.evaluation.comparison import Verdict, compare
+from tagsmith.evaluation.label_sets import SetScores, measure_sets
 from tagsmith.evaluation.metrics import Scores, measure
+from tagsmith.evaluation.set_comparison import compare_sets, primary_measure
 from tagsmith.labels import Labels
 
 Plain = dict[str, Any]
@@ -24,7 +26,8 @@ class Report:
     """The keys of report.json, in its order; each value is plain data.
 
     `test`, `test_clean` (rows without a twin in training), `test_leaked`, `before_tuning` and each of `baselines` have
-    the shape of `Scores.as_dict()`, or are None where there was nothing to measure.
+    the shape of `Scores.as_dict()`, of `SetScores.as_dict()` where a text may have several labels, or are None where
+    there was nothing to measure.
     """
 
     tagsmith: str
@@ -80,6 +83,8 @@ def build_report(
     before_probs: np.ndarray | None = None,
     leaked: np.ndarray | None = None,
     discordance: float | None = None,
+    thresholds: Mapping[str, np.ndarray] | None = None,
+    metric: str = "log_loss",
     calibration: Mapping[str, Any] | None = None,
     candidates: Sequence[Mapping[str, Any]] = (),
     curves: Sequence[Mapping[str, Any]] = (),
@@ -93,18 +98,35 @@ def build_report(
     `baseline_probs` needs `tfidf`, with which the verdict compares; `leaked (N,)` bool marks test rows with a twin in
     training, None where nobody looked; `before_probs (N, C)` are the scores before tuning. `data`, `model` and the
     rest are plain data that is kept as it is, `data.labels` added where it is absent.
+
+    Where `labels` are multi-label `truth` is `(N, C)` bool, and `thresholds` needs `model`, each name of
+    `baseline_probs`, and `before_tuning` with `before_probs`: arrays `(C,)`. `metric` then decides by what is compared
+    (see `primary_measure`), and `discordance` is the `paired_spread` of that measure.
     """
     rows = _TestRows(truth, groups, labels, resamples, seed)
-    verdict = compare(truth, probs, baseline_probs["tfidf"], groups, margin=margin, discordance=discordance)
+    if thresholds is None:
+        verdict = compare(truth, probs, baseline_probs["tfidf"], groups, margin=margin, discordance=discordance)
+    else:
+        verdict = rows.compared(
+            probs >= thresholds["model"],
+            baseline_probs["tfidf"] >= thresholds["tfidf"],
+            metric=metric,
+            margin=margin,
+            spread=discordance,
+        )
+    own, before = ((thresholds or {}).get(name) for name in ("model", "before_tuning"))
     return Report(
         tagsmith=__version__,
         verdict=verdict.as_dict(),
         notes=list(notes),
-        test=rows.measured(probs).as_dict(),
-        baselines={name: rows.measured(baseline).as_dict() for name, baseline in baseline_probs.items()},
-        before_tuning=rows.measured(before_probs).as_dict() if before_probs is not None else None,
-        test_clean=rows.measured_among(probs, None if leaked is None else ~leaked),
-        test_leaked=rows.measured_among(probs, leaked),
+        test=rows.measured(probs, own).as_dict(),
+        baselines={
+            name: rows.measured(baseline, (thresholds or {}).get(name)).as_dict()
+            for name, baseline in baseline_probs.items()
+        },
+        before_tuning=rows.measured(before_probs, before).as_dict() if before_probs is not None else None,
+        test_clean=rows.measured_among(probs, own, None if leaked is None else ~leaked),
+        test_leaked=rows.measured_among(probs, own, leaked),
         data={"labels": list(labels.names)} | _plain(data),
         model=_plain(model),
         calibration=_plain(calibration or {"temperature": 1.0, "rows": 0, "note": "not calibrated"}),
@@ -125,14 +147,34 @@ class _TestRows:
     resamples: int
     seed: int
 
-    def measured(self, probs: np.ndarray) -> Scores:
-        return measure(self.truth, probs, self.groups, labels=self.labels, resamples=self.resamples, seed=self.seed)
+    def measured(self, probs: np.ndarray, thresholds: np.ndarray | None) -> Scores | SetScores:
+        drawn = {"labels": self.labels, "resamples": self.resamples, "seed": self.seed}
+        if thresholds is None:
+            return measure(self.truth, probs, self.groups, **drawn)
+        return measure_sets(self.truth, probs, self.groups, thresholds=thresholds, **drawn)
 
-    def measured_among(self, probs: np.ndarray, chosen: np.ndarray | None) -> Plain | None:
+    def measured_among(
+        self, probs: np.ndarray, thresholds: np.ndarray | None, chosen: np.ndarray | None
+    ) -> Plain | None:
         if chosen is None or not chosen.any():
             return None
         part = _TestRows(self.truth[chosen], self.groups[chosen], self.labels, self.resamples, self.seed)
-        return part.measured(probs[chosen]).as_dict()
+        return part.measured(probs[chosen], thresholds).as_dict()
+
+    def compared(
+        self, answers: np.ndarray, baseline: np.ndarray, *, metric: str, margin: float, spread: float | None
+    ) -> Verdict:
+        return compare_sets(
+            self.truth,
+            answers,
+            baseline,
+            self.groups,
+            measure=primary_measure(metric),
+            resamples=self.resamples,
+            seed=self.seed,
+            margin=margin,
+            spread=spread,
+        )
 
 
 def _plain(value: Any) -> Any:

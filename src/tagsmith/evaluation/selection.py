@@ -6,13 +6,22 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tagsmith.evaluation.label_sets import Average, f1_of, label_sums, row_set_losses
+from tagsmith.evaluation.thresholds import EVEN, fit_thresholds
+
 Score = Callable[[np.ndarray, np.ndarray], float]
-"""From truth `(N,)` and probabilities `(N, C)` to a score."""
+"""From truth `(N,)`, or `(N, C)` bool where rows have label sets, and probabilities `(N, C)` to a score."""
 
 
-def selection_metric(name: str) -> Score:
-    """The score named `log_loss` (its negative), `accuracy` or `macro_f1`."""
-    return {"log_loss": _log_likelihood, "accuracy": _accuracy, "macro_f1": _macro_f1}[name]
+def selection_metric(name: str, *, multi_label: bool = False) -> Score:
+    """The score named `log_loss` (its negative), `accuracy`, `macro_f1` or `micro_f1`.
+
+    With `multi_label` accuracy is the share of rows whose set is exactly right at thresholds of 0.5, and F1 is that of
+    thresholds fitted on the same rows, as a bundle will have them. Of single labels micro F1 is the accuracy.
+    """
+    if multi_label:
+        return {"log_loss": _set_likelihood, "accuracy": _set_accuracy, "macro_f1": _macro, "micro_f1": _micro}[name]
+    return {"log_loss": _log_likelihood, "accuracy": _accuracy, "macro_f1": _macro_f1, "micro_f1": _accuracy}[name]
 
 
 def _log_likelihood(truth: np.ndarray, probs: np.ndarray) -> float:
@@ -30,3 +39,25 @@ def _macro_f1(truth: np.ndarray, probs: np.ndarray) -> float:
         hits = np.sum((truth == label) & (guess == label))
         scores.append(2 * hits / (np.sum(truth == label) + np.sum(guess == label)))
     return float(np.mean(scores))
+
+
+def _set_likelihood(truth: np.ndarray, probs: np.ndarray) -> float:
+    return -float(row_set_losses(truth, probs).mean())
+
+
+def _set_accuracy(truth: np.ndarray, probs: np.ndarray) -> float:
+    return float(((probs >= EVEN) == truth).all(axis=1).mean())
+
+
+def _macro(truth: np.ndarray, probs: np.ndarray) -> float:
+    return _set_f1(truth, probs, "macro")
+
+
+def _micro(truth: np.ndarray, probs: np.ndarray) -> float:
+    return _set_f1(truth, probs, "micro")
+
+
+def _set_f1(truth: np.ndarray, probs: np.ndarray, average: Average) -> float:
+    guess = probs >= fit_thresholds(probs, truth, metric=f"{average}_f1").values
+    sums = label_sums(truth, guess, np.arange(len(truth)), seed=0)
+    return float(f1_of(sums.sum(axis=0)[None], average)[0])
