@@ -1,7 +1,9 @@
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
-from tagsmith.config import PRESETS, Config, fields, load_settings, merge, parse_setting, settings_of
+from tagsmith.config import PRESETS, Config, Step, fields, load_settings, merge, parse_setting, settings_of
 from tagsmith.errors import SettingError
 
 
@@ -92,3 +94,20 @@ def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path):
 def test_a_config_survives_its_own_json():
     config = Config.of(settings_of("book"))
     assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_steps_of_cleaning_are_listed_or_separated_by_commas_and_put_in_order():
+    for asked in ("spaces,html", ["spaces", "html"], "html, spaces,"):
+        assert Config.of({"data": {"clean": asked}}).data.clean == ("html", "spaces")
+    assert Config.of({"data": {"clean": "none"}}).data.clean == ()
+
+
+def test_two_forms_of_unicode_are_refused():
+    with pytest.raises(SettingError, match=r"data\.clean.*take one of them"):
+        Config.of({"data": {"clean": "nfc,nfkc"}})
+
+
+def test_the_steps_of_cleaning_that_can_be_asked_for_are_those_that_there_are():
+    from tagsmith.data.cleaning import STEPS
+
+    assert get_args(Step) == STEPS

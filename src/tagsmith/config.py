@@ -7,9 +7,9 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tagsmith.errors import SettingError
 
@@ -18,6 +18,10 @@ class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Step = Literal["mojibake", "html", "email", "invisible", "nfc", "nfkc", "spaces"]
+"""A step of cleaning; see `tagsmith.data.cleaning`."""
 
 
 class DataConfig(Section):
@@ -29,6 +33,8 @@ class DataConfig(Section):
     """Column that holds the label; found by itself when it is not given."""
     group: str | None = None
     """Column whose equal values must stay in one split (a customer, a document)."""
+    clean: tuple[Step, ...] = ()
+    """How texts are cleaned first, in training and in serving, as a list or with commas; the order is fixed."""
     quoting: Literal["auto", "standard", "none"] = "auto"
     """How a CSV or TSV quotes: `standard` as RFC 4180, `none` takes quotes as text, `auto` decides and says so."""
     split: Literal["group", "book"] = "group"
@@ -41,6 +47,22 @@ class DataConfig(Section):
     """What is done about unequal labels, on the training rows only, after the split."""
     near_duplicates: float = Field(0.8, gt=0.5, le=1.0)
     """Set Jaccard of character 5-grams of the folded text from which on two rows are near duplicates."""
+
+    @field_validator("clean", mode="before")
+    @classmethod
+    def _listed(cls, steps: Any) -> Any:
+        """`none` and `html,spaces` as a command line gives them."""
+        if not isinstance(steps, str):
+            return steps
+        return [] if steps == "none" else [step.strip() for step in steps.split(",") if step.strip()]
+
+    @field_validator("clean")
+    @classmethod
+    def _in_order(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Each step once and in the order in which it is applied, so that the same cleaning is the same setting."""
+        if {"nfc", "nfkc"} <= set(steps):
+            raise ValueError("'nfc' and 'nfkc' are two forms of the same; take one of them")
+        return tuple(step for step in get_args(Step) if step in steps)
 
 
 class ModelConfig(Section):

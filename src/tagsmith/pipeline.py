@@ -23,9 +23,10 @@ import numpy as np
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, fields, parse_setting, settings_of
+from tagsmith.data.cleaning import clean_table
 from tagsmith.data.preparing import Prepared, prepare, prepare_given
 from tagsmith.data.readers import read
-from tagsmith.data.table import Table
+from tagsmith.data.table import PAIR, Table
 from tagsmith.errors import AssetError, DataError, ResourceError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.labels import Labels
@@ -203,6 +204,15 @@ def _prepare(source: Source, validation: Source | None, test: Source | None, run
 
 
 def _read(source: Source, run: Run) -> Table:
+    """The rows of a source, cleaned."""
+    table = clean_table(_read_as_it_is(source, run), run.config.data.clean)
+    if not len(table):
+        steps = ", ".join(run.config.data.clean)
+        raise DataError(f"Cleaning ({steps}) leaves no text in any row. Expected some; take fewer steps in data.clean.")
+    return table
+
+
+def _read_as_it_is(source: Source, run: Run) -> Table:
     if isinstance(source, Table):
         return source
     data = run.config.data
@@ -361,6 +371,7 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, run: Run) -> 
         "tagsmith": _version(),
         "backbone": {"name": run.weights.name, "sha256": run.weights.sha256},
         "data": {"sha256": _data_hash(prepared), "priors": dict(prepared.true_priors)},
+        "cleaning": list(run.config.data.clean),
         "config": run.config.model_dump(),
     }
     write_classifier(aside, classifier, recipe=recipe)

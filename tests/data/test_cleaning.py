@@ -11,9 +11,11 @@ from tagsmith.data.table import PAIR, Table
 
 ALL = tuple(step for step in STEPS if step != "nfc")
 PIECES = [
-    *("<p>", "<b", ">", "<br/>", "</b>", "<3", "&amp;", "&lt;", "&gt;", "amp;", "&#30;", "&nbsp;", "<script>", "</script>"),
+    *("<p>", "<b", ">", "<br/>", "</b>", "<3", "&amp;", "&lt;", "&gt;", "amp;", "&#30;", "&nbsp;"),
+    *("<script>", "</script>"),
     *("Ã©", "â€™", "\x85", "e\u0301", "ﬁ", "＜", "＞", "＆", "\u200d", "\u200c", "\u200b", "\ufeff", "👨", "क्", "م"),
-    *("\n", "\r\n", "\x0b", " ", "\xa0", "\u3000", "\t", "\x00", "\x1e", "\x1f", "-- \n", "\n--\n", "> ", "\n>", "a", "b"),
+    *("\n", "\r\n", "\x0b", " ", "\xa0", "\u3000", "\t", "\x00", "\x1e", "\x1f", "a"),
+    *("-- \n", "\n--\n", "> ", "\n>", "b"),
     *("From: x\n", "To: y\n", "Subject: z\n", "On 1 May, Ann wrote:\n", "<!--", "-->", "\U000e0041", "\u202e", "\xad"),
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join)

@@ -177,8 +177,8 @@ _CELLS = _words("td th")
 _INLINE = _words(
     "a abbr acronym area audio b base basefont bdi bdo big blink button canvas cite code col colgroup data datalist "
     "del dfn em embed font i iframe img input ins kbd label map mark marquee meter object output param picture "
-    "progress q rp rt ruby s samp script slot small source span strike strong style sub sup svg template time track tt u "
-    "var video wbr"
+    "progress q rp rt ruby s samp script slot small source span strike strong style sub sup svg template time track tt "
+    "u var video wbr"
 )
 # Known names and proper attributes only: "a <b and c> d", "<3", "<user>" and "x < y" are no tags. Nothing is tried
 # twice (possessive), so that no text takes longer than in proportion to its length.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tagsmith.config import Config, ModelConfig
+from tagsmith.data.cleaning import clean_texts
 from tagsmith.data.encoding import Encoder
 from tagsmith.deployment.engine import Answer, TorchEngine
 from tagsmith.deployment.manifest import verify
@@ -65,7 +66,7 @@ class Bundle:
 
     def baseline_probabilities(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """What the baselines fitted beside the model say: probabilities `(N, C)` of `majority` and `tfidf`."""
-        return read_baselines(self.folder).probabilities(texts)
+        return read_baselines(self.folder).probabilities(clean_texts(texts, self.engine.cleaning))
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         """Label, probabilities and remarks for each text."""
@@ -86,7 +87,11 @@ def reload(folder: Path) -> Bundle:
     report = folder / "report.json"
     return Bundle(
         folder=folder,
-        engine=TorchEngine(load_classifier(folder, settings), tokens_per_batch=config.deployment.tokens_per_batch),
+        engine=TorchEngine(
+            load_classifier(folder, settings),
+            tokens_per_batch=config.deployment.tokens_per_batch,
+            cleaning=settings.get("cleaning", ()),  # bundles of 0.1.0 have none
+        ),
         settings=settings,
         report=json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -46,11 +46,22 @@ def card(report: Mapping[str, Any]) -> str:
         "The score estimates new rows from the same source; live traffic drifts.",
         "",
         serves,
+        *_cleaning(report["settings"].get("data", {}).get("clean", ())),
         "",
         "Texts stand in `report.html` only; `baseline/vocabulary.json` holds words of two or more training texts.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _cleaning(steps: Sequence[str]) -> list[str]:
+    """What a user of another library must do, where texts are cleaned before they are scored."""
+    if not steps:
+        return []
+    first = (
+        f"Texts are cleaned first ({', '.join(steps)}). Tagsmith does so by itself; `transformers.pipeline` does not:"
+    )
+    return ["", f"{first} give it `tagsmith.data.cleaning.clean_texts(texts, {list(steps)})`, or its answers differ."]
 
 
 def _percent(measure: Mapping[str, float]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tagsmith.data.cleaning import clean_texts
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import Classifier, Scorer
 
@@ -27,12 +28,13 @@ class Answer:
 
 
 class TorchEngine:
-    """PyTorch in fp32, the reference of every other engine."""
+    """PyTorch in fp32, the reference of every other engine. Texts are cleaned by the steps of `cleaning` first."""
 
     name = "torch-fp32"
 
-    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512) -> None:
+    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512, cleaning: Sequence[str] = ()) -> None:
         self.labels: Labels = classifier.labels
+        self.cleaning = tuple(cleaning)
         self._classifier = classifier
         self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch)
 
@@ -48,15 +50,15 @@ class TorchEngine:
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """Logits `(N, C)` float32."""
-        return self._scorer.logits(self._classifier.encoder.encode(texts))
+        return self._scorer.logits(self._classifier.encoder.encode(clean_texts(texts, self.cleaning)))
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Calibrated probabilities `(N, C)` float64; NaN for an empty text."""
-        return self._scorer.probabilities(texts)[0]
+        return self._scorer.probabilities(clean_texts(texts, self.cleaning))[0]
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         """An answer for each text, in order."""
-        probs_NC, truncated_N = self._scorer.probabilities(texts)
+        probs_NC, truncated_N = self._scorer.probabilities(clean_texts(texts, self.cleaning))
         return [self._answer(probs_C, cut=bool(cut)) for probs_C, cut in zip(probs_NC, truncated_N, strict=True)]
 
     def _answer(self, probs_C: np.ndarray, *, cut: bool) -> Answer:
