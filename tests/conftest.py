@@ -142,7 +142,9 @@ def piece_tokenizer():
     trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator([text for text, _ in toy_sentences(200, seed=99)], trainer)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
     tokenizer.enable_padding(length=48)
     tokenizer.enable_truncation(48)
     return tokenizer

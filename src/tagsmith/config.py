@@ -28,17 +28,43 @@ class DataConfig(Section):
     """Stage 1: from a file to splits."""
 
     text: str | None = None
-    """Column that holds the text; found by itself when it is not given."""
-    label: str | None = None
-    """Column that holds the label; found by itself when it is not given."""
+    """Column that holds the text, or a template of several such as `{title}. {body}`; found when it is not given."""
+    text_pair: str | None = None
+    """Column that holds the second text of a pair, such as the answer to a question."""
+    label: str | list[str] | None = None
+    """Column that holds the label, or a list of columns that each say 0 or 1 of one label; found when not given."""
+    label_separator: str | None = None
+    """What stands between several labels in one cell, such as a comma; `json` for cells such as ["a", "b"]."""
+    merge_labels: dict[str, list[str]] = {}
+    """Labels that become one: the new name, and the names that it takes the place of, as `{spam = ["Spam", "SPAM"]}`."""
+    drop_labels: list[str] = []
+    """Labels that are left out, with their rows where a row has one label."""
     group: str | None = None
     """Column whose equal values must stay in one split (a customer, a document)."""
     clean: tuple[Step, ...] = ()
     """How texts are cleaned first, in training and in serving, as a list or with commas; the order is fixed."""
     quoting: Literal["auto", "standard", "none"] = "auto"
     """How a CSV or TSV quotes: `standard` as RFC 4180, `none` takes quotes as text, `auto` decides and says so."""
-    split: Literal["group", "book"] = "group"
-    """`group` keeps duplicates together and the labels' shares equal; `book` repeats the book's own protocol."""
+    conflicts: Literal["keep", "majority", "drop"] = "keep"
+    """What is done about texts that carry different labels: keep them, relabel them by majority, or drop them."""
+    rare_labels: Literal["error", "keep", "drop", "merge"] = "error"
+    """What is done about labels with fewer than `data.rare_below` rows."""
+    rare_below: int = Field(2, ge=2)
+    """Rows of a label below which it counts as rare."""
+    rare_name: str = Field("other", min_length=1)
+    """The label that rare labels become with `data.rare_labels` = merge."""
+    split: Literal["group", "hash", "time", "kfold", "book"] = "group"
+    """`group` evens out labels, `hash` is stable in growth, `time` tests the newest, `kfold` a fold; `book`: as there."""
+    split_column: str | None = None
+    """Column that says of each row where it belongs: train, validation, calibration or test."""
+    time: str | None = None
+    """Column of dates or numbers, for `data.split` = time."""
+    folds: int = Field(5, ge=2)
+    """How many folds `data.split` = kfold makes, and"""
+    fold: int = Field(1, ge=1)
+    """which of them is tested, from 1."""
+    earlier: str | None = None
+    """Folder of an earlier bundle: texts it was trained or tested on keep their part (`train --from BUNDLE`)."""
     validation_share: float = Field(0.10, gt=0, lt=0.5)
     """Share of the rows for stopping and choosing; half of it becomes calibration rows when that is at least 200."""
     test_share: float = Field(0.20, gt=0, lt=0.9)
@@ -77,7 +103,10 @@ class ModelConfig(Section):
     head: Literal["linear", "mlp"] = "linear"
     """The classification head: one matrix without bias, or one hidden layer."""
     max_tokens: int = Field(256, ge=4)
-    """Longer texts are cut here, from the end; how many were is in the report."""
+    """Tokens that are read at once; how many texts are longer is in the report."""
+    long_texts: Literal["head", "tail", "head_tail", "windows", "auto"] = "head"
+    """What is read of a longer text: its start, its end, half of each, or all of it in up to 8 windows whose logits are
+    averaged; `auto` tries each on the validation rows before tuning."""
 
 
 class TuningConfig(Section):
@@ -217,7 +246,10 @@ def parse_setting(assignment: str) -> dict[str, Any]:
     return nested
 
 
-_NULLABLE = {"tuning.head_learning_rate", "data.text", "data.label", "data.group"}
+_NULLABLE = {
+    *("tuning.head_learning_rate", "data.text", "data.label", "data.group"),
+    *("data.split_column", "data.time", "data.earlier"),
+}
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

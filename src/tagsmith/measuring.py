@@ -167,6 +167,7 @@ def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
         "family": classifier.backbone.config.model_type,
         "layers": classifier.backbone.depth,
         "pooling": classifier.pooling,
+        "long_texts": classifier.encoder.long_texts,
         "head": run.config.model.head,
         "method": run.config.tuning.method,
         "parameters": sum(weight.numel() for weight in classifier.parameters()),

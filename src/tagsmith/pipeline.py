@@ -82,6 +82,7 @@ def train(
         _import_all()
     with run.timed("model"):
         classifier = _build(prepared, run)
+        _choose_long_texts(classifier, prepared, run)
         _require_room(folder.parent, classifier)
     with run.timed("tuning"):
         from tagsmith.tuning.checkpoints import drop_checkpoint
@@ -268,10 +269,30 @@ def _build(prepared: Prepared, run: Run) -> Classifier:
     if model.layers == "recommended" and asset is not None:
         layers = asset.layers
     labels = Labels.of(prepared.splits.train.labels)
-    classifier = build(folder, model, labels=labels, layers=layers, seed=run.config.seed)
+    pairs = bool(prepared.splits.train.frame["text"].str.contains(PAIR, literal=True).any())
+    classifier = build(folder, model, labels=labels, layers=layers, seed=run.config.seed, pairs=pairs)
     values = {"backbone": run.weights.name, "layers": classifier.backbone.depth, "pooling": classifier.pooling}
     run.listen(Event("model", "built", values=values))
     return classifier
+
+
+def _choose_long_texts(classifier: Classifier, prepared: Prepared, run: Run) -> None:
+    """With `model.long_texts = auto` the validation rows decide what is read of long texts."""
+    if run.config.model.long_texts != "auto":
+        return
+    from tagsmith.tuning.long_texts import Sample, choose_long_texts
+    from tagsmith.tuning.loop import arithmetic
+
+    train, validation = (
+        Sample(table.texts, _truth(classifier, table)) for table in (prepared.splits.train, prepared.splits.validation)
+    )
+    choice = choose_long_texts(
+        classifier, train, validation, dtype=arithmetic(run.config), seed=run.config.seed, listen=run.listen
+    )
+    classifier.encoder = classifier.encoder.reading(choice.policy)
+    losses = ", ".join(f"{policy} {loss:.4f}" for policy, loss in choice.losses.items())
+    told = f"validation log loss of a frozen probe: {losses}" if losses else "no text is longer than model.max_tokens"
+    run.note(f"Of long texts '{choice.policy}' is read ({told}).")
 
 
 def _locate(run: Run) -> Located:
@@ -325,6 +346,12 @@ def _tune(
     return result
 
 
+def _truth(classifier: Classifier, table: Table) -> np.ndarray:
+    """Label ids `(N,)`, or which labels each text has `(N, C)` where it may have several."""
+    labels = classifier.labels
+    return labels.encode_sets(table.label_sets) if labels.multi_label else labels.encode(table.labels)
+
+
 def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
     from tagsmith.tuning.loop import Part
 
@@ -332,7 +359,8 @@ def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
     for name, table in prepared.splits.items():
         parts[name] = Part(classifier.encoder.encode(table.texts), classifier.labels.encode(table.labels))
         if not parts[name].tokens.lengths.all():
-            row = int(table.rows[np.flatnonzero(parts[name].tokens.lengths == 0)[0]])
+            empty = parts[name].tokens.rows[parts[name].tokens.lengths == 0]
+            row = int(table.rows[empty[0]])
             raise DataError(
                 f"The text of row {row} gives no tokens with this backbone's tokenizer. "
                 "Remove it, or choose another backbone."

@@ -55,6 +55,8 @@ VARIANTS = {
     "mistral": ("mistral", {}),
     "qwen3": ("qwen3", {"temperature": 0.7}),
     "gemma3": ("gemma3_text", {}),
+    "llama tail": ("llama", {"long_texts": "tail", "max_tokens": 16}),
+    "llama windows": ("llama", {"long_texts": "windows", "max_tokens": 16}),
     "bert mean": ("bert", {}),
     "bert first": ("bert", {"pooling": "first", "temperature": 2.0}),
     "modernbert": ("modernbert", {}),
@@ -92,6 +94,12 @@ def test_hugging_faces_pipeline_gives_the_same_answers(variant, batch_size, writ
     np.testing.assert_allclose(probs, wanted, atol=1e-4)
 
 
+def test_hugging_faces_pipeline_reads_the_same_end_of_a_long_text(written):
+    _, folder = written("llama tail")
+    probs = hugging_face(folder, TEXTS, truncation=True)
+    np.testing.assert_allclose(probs, reload(folder).predict_proba(TEXTS), atol=1e-4)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(family, side, make_folder, tmp_path):
@@ -102,7 +110,7 @@ def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(family, side, make_
 
 
 @pytest.mark.parametrize(
-    "variant", ["llama mean", "llama mlp", "llama offset", "bert mean", "bert first", "modernbert"]
+    "variant", ["llama mean", "llama mlp", "llama offset", "llama windows", "bert mean", "bert first", "modernbert"]
 )
 def test_hugging_faces_pipeline_refuses_what_it_cannot_express(variant, written):
     from transformers import pipeline

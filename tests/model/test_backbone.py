@@ -1,8 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from tagsmith.data.encoding import Encoder
+from tagsmith.data.table import PAIR
 from tagsmith.errors import SettingError
 from tagsmith.model.backbone import FAMILIES, Backbone, load_backbone
 from tagsmith.model.packing import inference_copy
@@ -185,3 +188,24 @@ def test_weights_without_a_pooler_load_the_same_each_time(family, make_trunk, tm
     second = load_backbone(tmp_path).state_dict()
     assert list(first) == list(second)
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+def test_the_second_text_of_a_pair_has_the_type_that_bert_gives_it(bert_folder):
+    from transformers import AutoModel
+
+    trunk = AutoModel.from_pretrained(bert_folder).eval()
+    encoder = Encoder.from_folder(bert_folder, max_tokens=48, pairs=True)
+    backbone = load_backbone(bert_folder)
+    backbone.pair_separator_id = encoder.pair_separator_id
+    tokens = encoder.encode([f"the room{PAIR}was lovely", "one text only"])
+    ids_BL, lengths = (torch.from_numpy(each) for each in tokens.padded(np.arange(2)))
+    reference = encoder.tokenizer.encode("the room", "was lovely")
+    with torch.inference_mode():
+        expected = trunk(
+            input_ids=torch.tensor([reference.ids]), token_type_ids=torch.tensor([reference.type_ids])
+        ).last_hidden_state
+        hidden_BLD = backbone.embed(ids_BL)
+        context = backbone.context(hidden_BLD, lengths)
+        hidden_BLD = backbone.run(hidden_BLD, context, start=0, stop=backbone.depth)
+    assert 1 in reference.type_ids
+    torch.testing.assert_close(hidden_BLD[:1, : len(reference.ids)], expected, atol=1e-5, rtol=1e-5)

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.data.encoding import Encoder
+from tagsmith.data.encoding import MOST_WINDOWS, Encoder, mean_of_pieces
+from tagsmith.data.table import PAIR
 from tagsmith.errors import DataError, SettingError
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
@@ -36,17 +37,14 @@ def test_a_text_that_fits_is_read_whole(text, encoder):
 
 
 @given(data=st.data(), texts=st.lists(UNICODE, min_size=1, max_size=8))
-def test_taking_and_padding_lose_nothing(data, texts, encoder):
+def test_padding_loses_nothing(data, texts, encoder):
     tokens = encoder.encode(texts)
     rows = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=10)))
-    taken = tokens.take(rows)
     ids_BL, lengths = tokens.padded(rows)
     assert ids_BL.shape == (len(rows), max(1, lengths.max()))
     for i, row in enumerate(rows):
         own = tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]]
-        assert taken.ids[taken.offsets[i] : taken.offsets[i + 1]].tolist() == own.tolist()
         assert ids_BL[i].tolist() == [*own.tolist(), *[0] * (ids_BL.shape[1] - len(own))]
-    assert (taken.truncated == tokens.truncated[rows]).all()
 
 
 @pytest.mark.parametrize("text", CONTROL)
@@ -144,3 +142,102 @@ def test_the_pad_token_is_the_tokenizers_own_or_its_end_of_text(family, pad, mak
 def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path):
     with pytest.raises(SettingError, match=r"has no tokenizer\.json"):
         Encoder.from_folder(tmp_path, max_tokens=8)
+
+
+# ---- long texts
+
+
+LONG = " ".join(str(i) for i in range(400))
+
+
+def pieces_of(tokens):
+    return [tokens.ids[a:b] for a, b in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
+
+
+@pytest.mark.parametrize("folder", ["tiny_folder", "bert_folder"])
+@pytest.mark.parametrize("policy", ["head", "tail", "head_tail", "windows"])
+@given(texts=st.lists(UNICODE, max_size=5))
+def test_a_text_that_fits_is_read_alike_under_every_policy(policy, texts, folder, request):
+    plain = Encoder.from_folder(request.getfixturevalue(folder), max_tokens=120)
+    read = plain.reading(policy).encode(texts)
+    fits = ~plain.encode(texts).truncated
+    assert (read.truncated <= ~fits).all()
+    for row in np.flatnonzero(fits):
+        own = [piece.tolist() for piece, owner in zip(pieces_of(read), read.rows, strict=True) if owner == row]
+        assert own == [plain.encode([texts[row]]).ids.tolist()]
+
+
+def test_each_policy_reads_its_part_of_a_long_text(encoder, pieces):
+    for each, before, after in ((encoder, 0, 0), (pieces, 1, 1)):
+        whole = Encoder(each.reading("head").tokenizer, max_tokens=2000).encode([LONG]).ids.tolist()
+        whole = whole[before : len(whole) - after]
+        room = each.max_tokens - before - after
+
+        def inner(policy, each=each, before=before, after=after):
+            tokens = each.reading(policy).encode([LONG])
+            assert tokens.lengths.max() <= each.max_tokens
+            return [piece.tolist()[before : len(piece) - after] for piece in pieces_of(tokens)]
+
+        assert inner("head") == [whole[:room]]
+        assert inner("tail") == [whole[-room:]]
+        assert inner("head_tail") == [whole[: room - room // 2] + whole[-(room // 2) :]]
+        windows = inner("windows")
+        assert len(windows) == MOST_WINDOWS
+        assert windows[0] == whole[:room]
+        assert windows[-1] == whole[-room:]
+
+
+@given(length=st.integers(1, 350))
+def test_windows_cover_a_text_unless_it_is_counted_as_truncated(length, encoder):
+    tokens = encoder.reading("windows").encode(["7" * length])
+    assert tokens.rows.tolist() == [0] * len(tokens.lengths)
+    assert bool(tokens.truncated[0]) == (length > MOST_WINDOWS * 48)
+    assert tokens.sizes[0] >= min(length, MOST_WINDOWS * 48)
+
+
+def test_pieces_of_texts_are_found_again(encoder):
+    tokens = encoder.reading("windows").encode(["short", LONG, "x", LONG])
+    found, owners = tokens.pieces(np.array([3, 0, 3]))
+    assert tokens.rows[found].tolist() == [3] * 8 + [0] + [3] * 8
+    assert owners.tolist() == [0] * 8 + [1] + [2] * 8
+
+
+def test_logits_of_a_text_are_the_mean_over_its_pieces():
+    logits_PC = np.array([[1.0, 3.0], [2.0, 0.0], [4.0, 2.0]], dtype=np.float32)
+    assert mean_of_pieces(logits_PC, np.array([0, 1, 1]), texts=2).tolist() == [[1.0, 3.0], [3.0, 1.0]]
+
+
+@pytest.mark.parametrize("policy", ["head", "tail"])
+def test_transformers_cuts_a_long_text_as_the_saved_policy_says(policy, make_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    encoder = Encoder.from_folder(make_folder("bert"), max_tokens=20, long_texts=policy)
+    encoder.save(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again(LONG, truncation=True)["input_ids"] == encoder.encode([LONG]).ids.tolist()
+
+
+# ---- text pairs
+
+
+def test_a_pair_is_encoded_as_transformers_encodes_pairs(pieces, tmp_path):
+    from transformers import AutoTokenizer
+
+    paired = Encoder(pieces.tokenizer, max_tokens=20, pairs=True, settings=pieces.settings)
+    paired.save(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for first, second in (("the room", "was lovely"), ("the room " * 20, "was lovely"), ("", "x")):
+        expected = again(first, second, truncation=True)["input_ids"]
+        assert paired.encode([f"{first}{PAIR}{second}"]).ids.tolist() == expected
+    assert paired.pair_separator_id == pieces.tokenizer.token_to_id("[SEP]")
+
+
+def test_a_pair_stands_on_two_lines_where_the_tokenizer_knows_no_pairs(encoder):
+    paired = Encoder(encoder.tokenizer, max_tokens=48, pairs=True)
+    assert paired.encode([f"a{PAIR}b"]).ids.tolist() == paired.encode(["a\nb"]).ids.tolist()
+    assert paired.pair_separator_id is None
+
+
+def test_a_pair_is_not_read_in_windows(encoder):
+    with pytest.raises(SettingError, match=r"^model.long_texts is 'windows', which knows single texts only"):
+        Encoder(encoder.tokenizer, max_tokens=48, pairs=True).reading("windows").encode([f"a{PAIR}b"])

@@ -105,7 +105,9 @@ def load_classifier(folder: Path, settings: Mapping[str, Any]) -> Classifier:
     labels = Labels(tuple(settings["labels"]))
     root = folder if settings["hugging_face"] else folder / TRUNK
     backbone = load_backbone(root)
-    encoder = Encoder.from_folder(folder, max_tokens=model["max_tokens"])
+    encoder = Encoder.from_folder(
+        folder, max_tokens=model["max_tokens"], long_texts=model["long_texts"], pairs=model["pairs"]
+    )
     config = ModelConfig(pooling=model["pooling"], head=model["head"])
     classifier = assemble(backbone, encoder, config, labels=labels, seed=0)
     if settings["hugging_face"]:
@@ -142,6 +144,8 @@ def write_classifier(folder: Path, classifier: Classifier, *, recipe: Mapping[st
             "pooling": classifier.pooling,
             "head": "linear" if _is_linear(classifier.head) else "mlp",
             "max_tokens": classifier.encoder.max_tokens,
+            "long_texts": classifier.encoder.long_texts,
+            "pairs": classifier.encoder.pairs,
         },
         "calibration": {
             "temperature": classifier.calibration.temperature,
@@ -173,6 +177,7 @@ def hugging_face_expresses(classifier: Classifier) -> bool:
         and classifier.backbone.family.causal
         and _is_linear(classifier.head)
         and classifier.calibration.offset is None
+        and classifier.encoder.long_texts in ("head", "tail")
         and _pad_is_only_padding(classifier.encoder)
         and _sequence_class(classifier.backbone.config) is not None
     )

@@ -1,6 +1,7 @@
 """The frozen blocks run once; what leaves them is kept, ragged, and every epoch starts from there.
 
-Axes: T tokens of all texts in a row, D width, B texts of a batch, L positions.
+Axes: T tokens of all texts in a row, D width, B pieces of a batch, L positions, P pieces
+(a text is one, unless it is long and read in windows).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tagsmith.data.batching import length_sorted
-from tagsmith.data.encoding import Tokens, ragged_take
+from tagsmith.data.encoding import Tokens
 from tagsmith.errors import ResourceError
 from tagsmith.events import Event
 from tagsmith.model.backbone import Backbone
@@ -29,26 +30,23 @@ BYTES_IN_MEMORY = 2**30
 
 @dataclass(frozen=True)
 class States:
-    """Hidden states of tokenised texts: `hidden_TD`, and `offsets (N+1,)` that say where each text starts."""
+    """Hidden states `hidden_TD` of the tokens of texts, whose pieces and offsets are those of `tokens`."""
 
     hidden_TD: Tensor
-    offsets: np.ndarray
+    tokens: Tokens
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each piece starts `(P+1,)`."""
+        return self.tokens.offsets
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text `(N,)`."""
-        return np.diff(self.offsets)
-
-    def take(self, rows: np.ndarray) -> States:
-        """The states of some texts."""
-        positions, offsets = ragged_take(np.arange(self.offsets[-1]), self.offsets, rows)
-        return States(self.hidden_TD[torch.from_numpy(positions)], offsets)
+        """Tokens of each piece `(P,)`."""
+        return self.tokens.lengths
 
     def padded(self, rows: np.ndarray, *, multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """The rectangle `(B, L, D)` of some texts, in fp32, zeros on the right, and their lengths `(B,)`.
+        """The rectangle `(B, L, D)` of some pieces, in fp32, zeros on the right, and their lengths `(B,)`.
 
         L is rounded up to a multiple, as far as that is wanted.
         """
@@ -89,8 +87,8 @@ def frozen_states(
     """What leaves the frozen blocks, for all texts, in one pass.
 
     Args:
-        done: texts that earlier passes of the same stage have computed, and
-        total: texts of all of them, for the events to count by.
+        done: pieces that earlier passes of the same stage have computed, and
+        total: pieces of all of them, for the events to count by.
     """
     hidden_TD = _room(int(tokens.offsets[-1]), frozen.backbone.width, frozen.dtype)
     firsts, twins = tokens.distinct()  # equal texts have equal states, and are computed once
@@ -104,12 +102,12 @@ def frozen_states(
 
     for places, hidden_BLD in zip(batches, side_by_side(enter, batches), strict=True):
         for hidden_LD, place in zip(hidden_BLD, places, strict=True):
-            for row in copies[place]:
-                start, end = tokens.offsets[row], tokens.offsets[row + 1]
+            for piece in copies[place]:
+                start, end = tokens.offsets[piece], tokens.offsets[piece + 1]
                 hidden_TD[start:end] = hidden_LD[: end - start]
             done += len(copies[place])
-        yield Event("model", "frozen", done, total or len(tokens))
-    return States(hidden_TD, tokens.offsets)
+        yield Event("model", "frozen", done, total or len(tokens.rows))
+    return States(hidden_TD, tokens)
 
 
 def _room(tokens: int, width: int, dtype: torch.dtype) -> Tensor:

@@ -39,6 +39,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.family = family_of(trunk.config)
+        self.pair_separator_id: int | None = None
+        """The token after which the second text of a pair begins, for families that mark it (BERT's types)."""
 
     @property
     def config(self) -> Any:
@@ -67,6 +69,10 @@ class Backbone(nn.Module):
 
     def embed(self, ids_BL: Tensor) -> Tensor:
         """The states `(B, L, D)` that enter the first block."""
+        if self.pair_separator_id is not None and self.family.embed_types is not None:
+            separators_BL = (ids_BL == self.pair_separator_id).int()
+            types_BL = (separators_BL.cumsum(1) - separators_BL).clamp(max=1).to(ids_BL.dtype)
+            return self.family.embed_types(self.trunk, ids_BL, types_BL)
         return self.family.embed(self.trunk, ids_BL)
 
     def context(self, hidden_BLD: Tensor, lengths_B: Tensor) -> Context:
@@ -189,6 +195,7 @@ class Family:
     final_norm: Callable[[Any], nn.Module]
     kind: Callable[[Any, int], str]
     last_row: Callable[[nn.Module, Tensor, Tensor, Rotary | None], Tensor] | None = None
+    embed_types: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
 
 def family_of(config: Any) -> Family:
@@ -283,10 +290,14 @@ def _gpt2_last_row(block: Any, hidden_BLD: Tensor, lengths_B: Tensor, rotary: Ro
 
 
 def _bert_embed(trunk: Any, ids_BL: Tensor) -> Tensor:
+    return _bert_embed_types(trunk, ids_BL, torch.zeros_like(ids_BL))
+
+
+def _bert_embed_types(trunk: Any, ids_BL: Tensor, types_BL: Tensor) -> Tensor:
     # RoBERTa numbers its positions from the pad id on; texts are padded on the right, so no pad shifts them.
     first = trunk.config.pad_token_id + 1 if "roberta" in trunk.config.model_type else 0
     positions_1L = torch.arange(first, first + ids_BL.shape[1], device=ids_BL.device)[None]
-    return trunk.embeddings(input_ids=ids_BL, position_ids=positions_1L, token_type_ids=torch.zeros_like(ids_BL))
+    return trunk.embeddings(input_ids=ids_BL, position_ids=positions_1L, token_type_ids=types_BL)
 
 
 def _bert_context(trunk: Any, hidden_BLD: Tensor, lengths_B: Tensor) -> Context:
@@ -389,6 +400,7 @@ _GPT2 = Family(
 _BERT = Family(
     causal=False,
     embed=_bert_embed,
+    embed_types=_bert_embed_types,
     context=_bert_context,
     blocks=lambda trunk: trunk.encoder.layer,
     block=lambda block, hidden_BLD, mask, rotary: block(hidden_BLD, attention_mask=mask),

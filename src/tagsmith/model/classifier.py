@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tagsmith.config import ModelConfig
 from tagsmith.data.batching import length_sorted
-from tagsmith.data.encoding import Encoder, Tokens
+from tagsmith.data.encoding import Encoder, Tokens, mean_of_pieces
 from tagsmith.errors import SettingError
 from tagsmith.labels import Labels
 from tagsmith.model.activations import FrozenBlocks, States
@@ -31,24 +31,31 @@ ROWS_AT_ONCE = 8192
 class Calibration:
     """What turns logits into probabilities: `softmax((logits + offset) / temperature)`.
 
-    `offset (C,)` undoes the prior of re-balanced training rows; None where they were left alone.
+    `offset (C,)` undoes the prior of re-balanced training rows; None where they were left alone. With `multi_label`
+    each label has a sigmoid of its own instead.
     """
 
     temperature: float = 1.0
     offset: tuple[float, ...] | None = None
+    multi_label: bool = False
 
     def probabilities(self, logits_NC: np.ndarray) -> np.ndarray:
-        """Probabilities `(N, C)` float64, each row summing to 1."""
+        """Probabilities `(N, C)` float64; each row sums to 1, unless a text may have several labels."""
         shifted = logits_NC.astype(np.float64)
         if self.offset is not None:
             shifted = shifted + np.asarray(self.offset)
         shifted = shifted / self.temperature
+        if self.multi_label:
+            return np.exp(-np.logaddexp(0.0, -shifted))
         powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
 
 class Classifier(nn.Module):
-    """An LLM whose language-model head was replaced by a classification head."""
+    """An LLM whose language-model head was replaced by a classification head.
+
+    `thresholds (C,)` are the probabilities from which on labels are answered; None where the likeliest one is.
+    """
 
     def __init__(self, backbone: Backbone, head: nn.Module, *, pooling: str, encoder: Encoder, labels: Labels) -> None:
         super().__init__()
@@ -57,7 +64,8 @@ class Classifier(nn.Module):
         self.pooling = pooling
         self.encoder = encoder
         self.labels = labels
-        self.calibration = Calibration()
+        self.calibration = Calibration(multi_label=labels.multi_label)
+        self.thresholds: np.ndarray | None = np.full(len(labels), 0.5) if labels.multi_label else None
 
     def finish(
         self, hidden_BLD: Tensor, lengths_B: Tensor, *, start: int, blocks: nn.ModuleList | None = None
@@ -107,7 +115,7 @@ class Scorer:
         computed = side_by_side(lambda places: self._batch(tokens, firsts[places]), batches)
         for places, logits_BC in zip(batches, computed, strict=True):
             logits_MC[places] = logits_BC.numpy()
-        return logits_MC[twins]
+        return mean_of_pieces(logits_MC[twins], tokens.rows, texts=len(tokens))
 
     def probabilities(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Calibrated probabilities `(N, C)` float64 and whether each text was truncated `(N,)`.
@@ -141,36 +149,40 @@ def finish_states(classifier: Classifier, states: States, *, start: int, tokens_
         else None
     )
     batches = length_sorted(states.lengths, tokens_per_batch=tokens_per_batch)
-    logits_NC = np.zeros((len(states), len(classifier.labels)), dtype=np.float32)
+    logits_PC = np.zeros((len(states.lengths), len(classifier.labels)), dtype=np.float32)
 
     @torch.inference_mode()
-    def finish(rows: np.ndarray) -> Tensor:
-        return classifier.finish(*states.padded(rows), start=start, blocks=blocks)
+    def finish(pieces: np.ndarray) -> Tensor:
+        return classifier.finish(*states.padded(pieces), start=start, blocks=blocks)
 
-    for rows, logits_BC in zip(batches, side_by_side(finish, batches), strict=True):
-        logits_NC[rows] = logits_BC.numpy()
-    return logits_NC
+    for pieces, logits_BC in zip(batches, side_by_side(finish, batches), strict=True):
+        logits_PC[pieces] = logits_BC.numpy()
+    return mean_of_pieces(logits_PC, states.tokens.rows, texts=len(states.tokens))
 
 
-def build(folder: Path, config: ModelConfig, *, labels: Labels, layers: int | None, seed: int) -> Classifier:
-    """An untrained classifier from a backbone's folder, cut to `layers` blocks (None keeps all).
+def build(
+    folder: Path, config: ModelConfig, *, labels: Labels, layers: int | None, seed: int, pairs: bool = False
+) -> Classifier:
+    """An untrained classifier from a backbone's folder, cut to `layers` blocks (None keeps all); `pairs` as in Encoder.
 
     Raises:
         SettingError: an unknown family, a depth it does not have, or more tokens than its context holds.
     """
     backbone = load_backbone(folder, layers=layers)
-    return assemble(
-        backbone,
-        Encoder.from_folder(folder, max_tokens=fitting_tokens(backbone, config)),
-        config,
-        labels=labels,
-        seed=seed,
+    # With `auto` long texts are read from their start until the validation rows have spoken.
+    encoder = Encoder.from_folder(
+        folder,
+        max_tokens=fitting_tokens(backbone, config),
+        long_texts="head" if config.long_texts == "auto" else config.long_texts,
+        pairs=pairs,
     )
+    return assemble(backbone, encoder, config, labels=labels, seed=seed)
 
 
 def assemble(backbone: Backbone, encoder: Encoder, config: ModelConfig, *, labels: Labels, seed: int) -> Classifier:
     """An untrained classifier from its parts."""
-    head = build_head(config.head, width=backbone.width, classes=len(labels), seed=seed)
+    backbone.pair_separator_id = encoder.pair_separator_id
+    head = build_head(config.head, width=backbone.width, classes=len(labels), seed=seed, bias=labels.multi_label)
     return Classifier(backbone, head, pooling=choose_pooling(backbone, config.pooling), encoder=encoder, labels=labels)
 
 

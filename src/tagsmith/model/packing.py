@@ -46,7 +46,8 @@ def _packed_copy(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     # Weights are handed over, not copied: packing, or the change of dtype, makes the one copy that is needed.
     shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in block.parameters()}
     duplicate = copy.deepcopy(block, memo=shared).to(dtype).eval()
-    if next(duplicate.parameters()).device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+    packable = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if next(duplicate.parameters()).device.type == "cpu" and packable:
         _pack(duplicate)
     return duplicate
 

@@ -1,6 +1,6 @@
 """The training loop: a generator of events. It never prints, never sees a test row, and can stop after any step.
 
-Axes: B texts of a micro-batch, C labels.
+Axes: B texts of a micro-batch, P their pieces (more than one where a long text is read in windows), C labels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tagsmith.model.activations import FrozenBlocks, States, frozen_states
 from tagsmith.model.classifier import Classifier, Scorer, finish_states
 from tagsmith.model.packing import processor_has_bf16
 from tagsmith.tuning.checkpoints import Checkpoint, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
-from tagsmith.tuning.losses import summed_cross_entropy
+from tagsmith.tuning.losses import held_out_accuracy, held_out_loss, right_rows, summed_loss
 from tagsmith.tuning.methods import first_tuned_block, trainable
 from tagsmith.tuning.optimizers import build_optimizer, set_rates
 
@@ -48,7 +48,7 @@ class StoppedError(TagsmithError):
 
 @dataclass(frozen=True)
 class Part:
-    """Tokenised texts of one split with their label ids `(N,)`."""
+    """Tokenised texts of one split with their label ids `(N,)`, or `(N, C)` bool where a text may have several."""
 
     tokens: Tokens
     truth: np.ndarray
@@ -90,7 +90,7 @@ def tune(
 
     Args:
         metric: scores validation rows; its best step is restored at the end.
-        class_weights: weight of each label `(C,)` in the loss.
+        class_weights: weight of each label `(C,)` in the loss; with several labels a row, of its positive rows.
         checkpoint: folder for what `resume` needs; None keeps none.
         stop: asked after each step; when it says so, a checkpoint is written and `StoppedError` raised.
     """
@@ -160,7 +160,7 @@ class Loop:
         start = self.tuned.start
         if not start:  # nothing is frozen: every epoch begins at the tokens
             return
-        total, done = sum(len(part.tokens) for part in self.parts.values()), 0
+        total, done = sum(len(part.tokens.rows) for part in self.parts.values()), 0
         frozen = FrozenBlocks(self.classifier.backbone, stop=start, dtype=arithmetic(self.config))
         for name, part in self.parts.items():
             self.tuned.states[name] = yield from frozen_states(
@@ -169,14 +169,14 @@ class Loop:
                 done=done,
                 total=total,
             )
-            done += len(part.tokens)
+            done += len(part.tokens.rows)
 
     def _epochs(self) -> Iterator[Event]:
         tuning = self.config.tuning
-        lengths = self.parts["train"].tokens.lengths
+        sizes = self.parts["train"].tokens.sizes
         checks = _evaluation_steps(self.steps_per_epoch, tuning.evaluations_per_epoch)
         for epoch in range(self.step // self.steps_per_epoch, tuning.epochs):
-            steps = training_steps(lengths, rows_per_step=tuning.batch_size, seed=self.config.seed, epoch=epoch)
+            steps = training_steps(sizes, rows_per_step=tuning.batch_size, seed=self.config.seed, epoch=epoch)
             for i in range(self.step - epoch * self.steps_per_epoch, len(steps)):
                 yield self._learn(steps[i], epoch=epoch)
                 if i + 1 in checks:
@@ -205,7 +205,7 @@ class Loop:
         # measured twice as slow at 16 rows a step.
         loss, right = 0.0, 0
         for micro in packed(
-            rows, self.parts["train"].tokens.lengths, tokens_per_batch=self.config.tuning.tokens_per_batch
+            rows, self.parts["train"].tokens.sizes, tokens_per_batch=self.config.tuning.tokens_per_batch
         ):
             share, hits = self._backward(micro, rows_in_step=len(rows))
             loss, right = loss + share, right + hits
@@ -229,12 +229,12 @@ class Loop:
 
     def _backward(self, micro: np.ndarray, *, rows_in_step: int) -> tuple[float, int]:
         """Add the gradients of a micro-batch; its share of the step's loss, and its right answers."""
-        truth_B = torch.from_numpy(self.parts["train"].truth[micro])
+        truth = torch.from_numpy(self.parts["train"].truth[micro])
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic(self.config) is torch.bfloat16):
             logits_BC = self._logits(micro)
-        loss = summed_cross_entropy(logits_BC, truth_B, class_weights_C=self.class_weights_C) / rows_in_step
+        loss = summed_loss(logits_BC, truth, class_weights_C=self.class_weights_C) / rows_in_step
         loss.backward()
-        return loss.item(), int((logits_BC.argmax(1) == truth_B).sum())
+        return loss.item(), int(right_rows(logits_BC, truth).sum())
 
     def _seconds_left(self, seconds: float) -> float:
         before = self._seconds_per_step
@@ -242,11 +242,20 @@ class Loop:
         return self._seconds_per_step * (self.total_steps - self.step)
 
     def _logits(self, rows: np.ndarray) -> Tensor:
+        """Logits of texts `(B, C)`: the mean over the pieces of each."""
+        tokens = self.parts["train"].tokens
+        pieces, owners = tokens.pieces(rows)
         if self.tuned.start:
-            batch = self.tuned.states["train"].padded(rows, multiple=LENGTHS_APART)
-            return self.classifier.finish(*batch, start=self.tuned.start)
-        ids_BL, lengths = self.parts["train"].tokens.padded(rows)
-        return self.classifier(torch.from_numpy(ids_BL), torch.from_numpy(lengths))
+            batch = self.tuned.states["train"].padded(pieces, multiple=LENGTHS_APART)
+            logits_PC = self.classifier.finish(*batch, start=self.tuned.start)
+        else:
+            ids_BL, lengths = tokens.padded(pieces)
+            logits_PC = self.classifier(torch.from_numpy(ids_BL), torch.from_numpy(lengths))
+        if len(pieces) == len(rows):
+            return logits_PC
+        shares_P = torch.from_numpy(1 / np.bincount(owners)[owners]).to(logits_PC.dtype)
+        sums_BC = logits_PC.new_zeros(len(rows), logits_PC.shape[1])
+        return sums_BC.index_add(0, torch.from_numpy(owners), logits_PC * shares_P[:, None])
 
     def _evaluate(self, *, epoch: float) -> Event:
         truth, probs = self.parts["validation"].truth, self.probabilities("validation")
@@ -256,8 +265,8 @@ class Loop:
             "step": self.step,
             "train_loss": sum(loss * seen for loss, _, seen in self._recent) / rows,
             "train_accuracy": sum(right for _, right, _ in self._recent) / rows,
-            "validation_loss": float(-np.log(np.clip(probs[np.arange(len(truth)), truth], 1e-12, 1)).mean()),
-            "validation_accuracy": float((probs.argmax(1) == truth).mean()),
+            "validation_loss": held_out_loss(truth, probs),
+            "validation_accuracy": held_out_accuracy(truth, probs),
             "score": self.metric(truth, probs),
         }
         self._recent.clear()
