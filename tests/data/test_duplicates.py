@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.data.duplicates import fold, fold_all, group_duplicates, leak
+from tagsmith.data.duplicates import group_duplicates, leak
+from tagsmith.data.folding import fold, fold_all
 from tagsmith.data.readers import read
 from tagsmith.data.table import Table
 

@@ -8,7 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from tagsmith.data.rare import label_counts
 from tagsmith.data.table import Table
+from tagsmith.errors import SettingError
 
 Balance = Literal["none", "undersample", "oversample", "weights"]
 
@@ -26,10 +28,20 @@ class Balanced:
 
 
 def balance(train: Table, *, how: Balance, seed: int) -> Balanced:
-    """Training rows with equal labels: rows dropped, rows repeated, or weights n / (labels x count) for the loss."""
+    """Training rows with equal labels: rows dropped, rows repeated, or weights n / (labels x count) for the loss.
+
+    With several labels a row, the weight of a label is that of the rows that have it, as many as those without it for
+    each of them. SettingError where rows were to be dropped or repeated there: a row has other labels too, so no
+    choice of rows makes all of them equal.
+    """
     priors = priors_of(train)
+    if train.multi_label and how in ("undersample", "oversample"):
+        raise SettingError(
+            f"data.balance={how} is for one label a row; these rows have sets of labels, and dropping or repeating a "
+            "row changes all of its labels. Take --set data.balance=weights, or leave it out."
+        )
     if how == "weights":
-        weights = {label: 1 / (len(priors) * prior) for label, prior in priors.items()}
+        weights = _positive_weights(priors, len(train)) if train.multi_label else _class_weights(priors)
         told = ", ".join(f"'{label}' {weight:.3g}" for label, weight in list(weights.items())[:10])
         return Balanced(train.changed(train.frame, step="balance", reason=f"loss weights: {told}"), weights, priors)
     if how == "none":
@@ -38,9 +50,17 @@ def balance(train: Table, *, how: Balance, seed: int) -> Balanced:
 
 
 def priors_of(table: Table) -> dict[str, float]:
-    """The share of each label, by name."""
-    counts = table.frame["label"].value_counts().sort("label")
-    return {label: count / len(table) for label, count in counts.iter_rows()}
+    """The share of the rows that have each label, by name; with several labels a row they do not sum to 1."""
+    return {label: count / len(table) for label, count in label_counts(table).iter_rows()}
+
+
+def _class_weights(priors: Mapping[str, float]) -> dict[str, float]:
+    return {label: 1 / (len(priors) * prior) for label, prior in priors.items()}
+
+
+def _positive_weights(priors: Mapping[str, float], rows: int) -> dict[str, float]:
+    """Rows without the label per row with it; where all have it as if one had not, for a weight of 0 learns nothing."""
+    return {label: max(1 - prior, 1 / rows) / prior for label, prior in priors.items()}
 
 
 def _resampled(train: Table, *, over: bool, seed: int) -> Table:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
+from tagsmith.data.chronology import by_time
+from tagsmith.data.earlier import ASIDE, NEW, Earlier
+from tagsmith.data.rare import label_counts, some, too_rare
+from tagsmith.data.stratifying import assigned, by_hash, in_folds, membership
 from tagsmith.data.table import PARTS, Splits, Table
 from tagsmith.errors import DataError, SettingError
 
@@ -14,21 +20,161 @@ CALIBRATION_ROWS = 200
 """Fewest rows worth setting apart for calibration (STATISTICS.md 10); with fewer, cross-fitted scores do better."""
 
 
-def split(table: Table, *, validation_share: float, test_share: float, seed: int) -> Splits[Table]:
+Kind = Literal["group", "hash", "time"]
+
+
+def split(
+    table: Table, *, validation_share: float, test_share: float, seed: int, fewest_rows: int = 2
+) -> Splits[Table]:
     """Four parts with nearly equal shares of each label; rows of one group stay together.
 
     Half of `validation_share` becomes calibration rows where that is at least 200 rows. Each label has training rows;
     a label with two groups has test rows too, and the history names labels that a part does not hold. DataError for
-    fewer than two labels, and for labels with fewer than 2 rows.
+    fewer than two labels, and for labels with fewer than `fewest_rows`.
     """
-    require_labels(table)
-    shares, told = _shares(len(table), validation_share=validation_share, test_share=test_share)
-    parts_N = _assigned(table, shares, seed=seed)
+    require_labels(table, fewest=fewest_rows)
+    return split_by("group", table, validation_share=validation_share, test_share=test_share, seed=seed)
+
+
+def split_by(
+    kind: Kind,
+    table: Table,
+    *,
+    validation_share: float,
+    test_share: float,
+    seed: int,
+    earlier: Earlier | None = None,
+) -> Splits[Table]:
+    """Four parts, groups whole: `group` evens out the labels as `split` does, the others are stable in their own way.
+
+    `hash` goes by a hash of each group's smallest text (`by_hash`), so that a group keeps its part while the table
+    grows; shares are those of chance, and half of the validation rows calibrate from the day on when they are at least
+    200. `time` puts train, validation, calibration and test one after the other (`by_time`). With `earlier`, texts seen
+    then keep their part, new groups fill the shares, and new rows that bridge two parts are set aside. Rows of labels
+    without training rows are set aside too.
+    """
+    shares, told = shares_of(len(table), validation_share=validation_share, test_share=test_share)
+    divide = _DIVIDE[kind]
+    if earlier is None:
+        parts_N, how = divide(table, shares, seed)
+    else:
+        table, parts_N, how = _beside(earlier, table, shares, lambda new, left: divide(new, left, seed), kind=kind)
+    splits = parted(table, parts_N, shares, how=f"{how}; {told}")
+    return splits if kind == "group" and earlier is None else with_known_labels(splits)
+
+
+def _by_label(table: Table, shares: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    return assigned(table, shares, seed=seed), "stratified by label, groups whole"
+
+
+def _by_hash(table: Table, shares: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    return by_hash(table, shares, seed=seed), f"by a hash of each group's smallest text with seed {seed}"
+
+
+def _by_time(table: Table, shares: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    timed = by_time(table, shares)
+    return timed.parts, f"in order of time, groups whole; {timed.told}"
+
+
+_DIVIDE = {"group": _by_label, "hash": _by_hash, "time": _by_time}
+
+
+def _beside(
+    earlier: Earlier,
+    table: Table,
+    shares: np.ndarray,
+    divide: Callable[[Table, np.ndarray], tuple[np.ndarray, str]],
+    *,
+    kind: Kind,
+) -> tuple[Table, np.ndarray, str]:
+    """The table without rows set aside, the part of each of its rows, and in words how it came about."""
+    held_N = earlier.parts_of(table)
+    table, held_N = _without_bridges(table, held_N)
+    new = np.flatnonzero(held_N == NEW)
+    told = f"{len(table) - len(new)} rows keep the part that their text or group had before, {len(new)} are new"
+    if len(new):
+        # A hash is as stable as the shares it is cut by; the other kinds make up for what the old rows lack or exceed.
+        held = np.bincount(held_N[held_N != NEW], minlength=len(PARTS))
+        lacking = shares if kind == "hash" else np.maximum(shares * len(table) - held, 0)
+        held_N[new], how = divide(table.take(new), lacking / lacking.sum())
+        told += f", {how}"
+    return _apart(table, held_N), held_N, told
+
+
+def _without_bridges(table: Table, held_N: np.ndarray) -> tuple[Table, np.ndarray]:
+    bridges = np.flatnonzero(held_N == ASIDE)
+    if not len(bridges):
+        return table, held_N
+    kept = np.flatnonzero(held_N != ASIDE)
+    reason = f"{len(bridges)} new rows set aside: their group holds rows that an earlier run had in different parts"
+    rows = table.rows[bridges]
+    return table.changed(table.take(kept).frame, step="set aside", reason=reason, rows=rows), held_N[kept]
+
+
+def _apart(table: Table, parts_N: np.ndarray) -> Table:
+    """The table with groups that end at a part's border, now that nothing links them across it any more."""
+    groups = (table.groups.astype(np.int64) * len(PARTS) + parts_N).astype(np.int64)
+    numbers = np.unique(groups, return_inverse=True)[1].astype(np.uint32)
+    return replace(table, frame=table.frame.with_columns(pl.Series("group", numbers)))
+
+
+def folds(table: Table, k: int, seed: int, *, validation_share: float = 0.1) -> list[Splits[Table]]:
+    """`k` ways to split, each row in the test part of exactly one of them: `fold` for each number."""
+    return [fold(table, k, number, seed=seed, validation_share=validation_share) for number in range(1, k + 1)]
+
+
+def fold(table: Table, k: int, number: int, *, seed: int, validation_share: float) -> Splits[Table]:
+    """The split that tests on fold `number` of `k`, from 1; groups stay together, labels are evened out.
+
+    The other folds become training, validation and calibration rows as `split` does it. DataError for fewer than two
+    labels, and for fewer than `k` groups.
+    """
+    require_labels(table, fewest=1)
+    groups = table.frame["group"].n_unique()
+    if groups < k:
+        raise DataError(
+            f"Found {groups} groups of rows for {k} folds. Expected at least as many groups as folds; lower data.folds."
+        )
+    shares, told = shares_of(len(table), validation_share=validation_share, test_share=1 / k)
+    rest = np.flatnonzero(in_folds(table, k, seed=seed) != number - 1)
+    parts_N = np.full(len(table), PARTS.index("test"))
+    parts_N[rest] = assigned(table.take(rest), np.append(shares[:3], 0.0) / shares[:3].sum(), seed=seed)
+    return parted(table, parts_N, shares, how=f"fold {number} of {k} is tested; stratified, groups whole; {told}")
+
+
+def parted(table: Table, parts_N: np.ndarray, shares: np.ndarray, *, how: str) -> Splits[Table]:
+    """The rows by their part `(N,)`, 0 to 3, with lines of history for what was done and for labels that parts lack."""
     reason = ", ".join(f"{PARTS[i]} {int((parts_N == i).sum())}" for i in range(len(PARTS)))
-    table = table.changed(table.frame, step="split", reason=f"{reason} rows; stratified by label, groups whole; {told}")
+    table = table.changed(table.frame, step="split", reason=f"{reason} rows; {how}")
     for reason in _absent(table, parts_N, shares):
         table = table.changed(table.frame, step="split", reason=reason)
     return Splits(*(table.take(np.flatnonzero(parts_N == i)) for i in range(len(PARTS))))
+
+
+def with_known_labels(splits: Splits[Table]) -> Splits[Table]:
+    """The splits without rows of labels that no training row has; these are set aside, counted and listed.
+
+    DataError where fewer than two labels are left to learn.
+    """
+    known = label_counts(splits.train)["label"].to_list()
+    everywhere = {label for _, part in splits.items() for label in label_counts(part)["label"].to_list()}
+    unknown = sorted(everywhere - set(known))
+    if len(known) < 2:
+        found = f"'{known[0]}' alone" if known else "no label"
+        raise DataError(
+            f"The training rows of this split have {found}; {some(unknown) or 'nothing'} stands in the other parts. "
+            "Expected at least two labels to learn from; add rows, or take --set data.split=group, which sees to it."
+        )
+    return splits.map(lambda part: _without_labels(part, unknown)) if unknown else splits
+
+
+def _without_labels(part: Table, unknown: Sequence[str]) -> Table:
+    aside = membership(part).rows_of(unknown)
+    if not len(aside):
+        return part
+    kept = np.setdiff1d(np.arange(len(part)), aside)
+    reason = f"{len(aside)} rows set aside: no training row has the label{'s' if len(unknown) > 1 else ''} "
+    return part.changed(part.take(kept).frame, step="set aside", reason=reason + some(unknown), rows=part.rows[aside])
 
 
 def book_split(table: Table, *, seed: int = 123) -> Splits[Table]:
@@ -61,32 +207,25 @@ def book_split(table: Table, *, seed: int = 123) -> Splits[Table]:
 
 def second_half(table: Table, *, seed: int) -> np.ndarray:
     """Which rows `(N,)` make up one half of the table, stratified by label, with groups whole."""
-    return np.asarray(_assigned(table, np.array([0.5, 0.0, 0.0, 0.5]), seed=seed) == 3)
+    return np.asarray(assigned(table, np.array([0.5, 0.0, 0.0, 0.5]), seed=seed) == 3)
 
 
-def require_labels(table: Table) -> None:
-    """DataError unless there are at least two labels with at least two rows each."""
-    counts = table.frame["label"].value_counts().sort("label")
+def require_labels(table: Table, *, fewest: int = 2) -> None:
+    """DataError unless there are at least two labels with at least `fewest` rows each."""
+    counts = label_counts(table)
     if counts.height < 2:
-        found = (
-            f"Found one label only, '{counts['label'][0]}', in all {len(table)} rows" if len(table) else "Found no rows"
-        )
+        found = f"Found one label only, '{counts['label'][0]}', in all {len(table)} rows" if counts.height else ""
+        found = found or ("Found no labels" if len(table) else "Found no rows")
         raise DataError(f"{found}. Expected at least two labels; name the right column with --set data.label=NAME.")
-    rare = counts.filter(pl.col("count") < 2)["label"].to_list()
+    rare = counts.filter(pl.col("count") < fewest)["label"].to_list()
     if rare:
-        some = ", ".join(f"'{label}'" for label in rare[:10]) + (
-            f" and {len(rare) - 10} more" if len(rare) > 10 else ""
-        )
-        raise DataError(
-            f"Found fewer than 2 rows of the label{'s' if len(rare) > 1 else ''} {some}. Expected at least 2 rows of "
-            "each, one to learn from and one to measure on; merge rare labels, drop them, or add rows."
-        )
+        raise too_rare(rare, fewest=fewest)
 
 
 # --- shares ---------------------------------------------------------------------------------------------------------
 
 
-def _shares(rows: int, *, validation_share: float, test_share: float) -> tuple[np.ndarray, str]:
+def shares_of(rows: int, *, validation_share: float, test_share: float) -> tuple[np.ndarray, str]:
     """The four parts' shares `(4,)`, and in words what became of the calibration rows."""
     if validation_share + test_share >= 1:
         raise SettingError(
@@ -103,111 +242,16 @@ def _shares(rows: int, *, validation_share: float, test_share: float) -> tuple[n
     return np.array([train, half, half, test_share]), "half of the validation share calibrates"
 
 
-def _assigned(table: Table, shares: np.ndarray, *, seed: int) -> np.ndarray:
-    """The part of each row `(N,)`, 0 to 3."""
-    groups = _groups(table)
-    random = np.random.default_rng(seed)
-    parts_G = np.zeros(groups.height, dtype=np.int64)
-    strata = groups["stratum"].to_numpy()
-    sizes = groups["size"].to_numpy().astype(np.int64)
-    before = 0
-    for stratum in range(int(strata.max()) + 1):
-        members = np.flatnonzero(strata == stratum)
-        after = before + int(sizes[members].sum())
-        targets = _targets(shares, before, after, groups=len(members))
-        parts_G[members] = _fill(sizes[members], targets, random)
-        before = after
-    parts_N = parts_G[groups["group"].search_sorted(table.frame["group"]).to_numpy()]
-    return _with_training_rows(table, parts_N)
-
-
-def _groups(table: Table) -> pl.DataFrame:
-    """One row per group, by `group`: its size, and its stratum, the number of its most frequent label."""
-    counts = table.frame.group_by("group", "label").agg(pl.len().alias("count"))
-    return (
-        counts.sort("group", "count", "label", descending=[False, True, False])
-        .group_by("group", maintain_order=True)
-        .agg(pl.col("label").first(), pl.col("count").sum().alias("size"))
-        .with_columns((pl.col("label").rank("dense") - 1).alias("stratum"))
-    )
-
-
-def _targets(shares: np.ndarray, before: int, after: int, *, groups: int) -> np.ndarray:
-    """Rows per part `(4,)` for the rows from `before` to `after`.
-
-    Rounded as a running sum over all labels, so that the parts' totals are right too, with many small labels as well.
-    """
-    ends, starts = np.floor(shares * after + 0.5), np.floor(shares * before + 0.5)
-    targets = (ends - starts).astype(np.int64)
-    for part, fewest in ((3, 2), (1, 3)):
-        if groups >= fewest and shares[part] > 0:
-            targets[part] = max(targets[part], 1)
-    targets[0] = after - before - targets[1:].sum()
-    for part in (2, 1, 3):
-        lacking = max(0, 1 - int(targets[0]))
-        taken = min(lacking, int(targets[part]))
-        targets[part] -= taken
-        targets[0] += taken
-    return targets
-
-
-def _fill(sizes: np.ndarray, targets: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The part of each group: large groups first, each by chance among the parts with room for it; single rows last."""
-    parts = np.zeros(len(sizes), dtype=np.int64)
-    room = targets.astype(np.int64).copy()
-    order = random.permutation(len(sizes))
-    order = order[np.argsort(-sizes[order], kind="stable")]
-    multiple = order[sizes[order] > 1]
-    for group in multiple.tolist():
-        part = _part_with_room(room, int(sizes[group]), random)
-        parts[group] = part
-        room[part] -= sizes[group]
-    single = order[len(multiple) :]
-    parts[single] = _fill_singles(len(single), room)
-    return parts
-
-
-def _part_with_room(room: np.ndarray, size: int, random: np.random.Generator) -> int:
-    """A part chosen with its room as the odds, for always taking the emptiest would put all large groups into train."""
-    fits = np.where(room >= size, room, 0)
-    if fits.sum() == 0:
-        return int(room.argmax())
-    return int(random.choice(len(room), p=fits / fits.sum()))
-
-
-def _fill_singles(count: int, room: np.ndarray) -> np.ndarray:
-    """Parts for single rows that stand in random order already; what large groups took too much is taken from train."""
-    wanted = np.maximum(room, 0)
-    excess = int(wanted.sum()) - count
-    for part in (0, 2, 1, 3):
-        taken = min(max(excess, 0), int(wanted[part]))
-        wanted[part] -= taken
-        excess -= taken
-    return np.repeat(np.arange(len(room)), wanted)
-
-
-def _with_training_rows(table: Table, parts_N: np.ndarray) -> np.ndarray:
-    """The parts, with one group moved to train for each label that would have no training row."""
-    parts_N = parts_N.copy()
-    labels = np.asarray(table.labels)
-    for label in np.setdiff1d(labels, labels[parts_N == 0]):
-        group = table.groups[labels == label].min()
-        parts_N[table.groups == group] = 0
-    return parts_N
-
-
 def _absent(table: Table, parts_N: np.ndarray, shares: np.ndarray) -> list[str]:
     """For each part that lacks labels, a sentence that names them."""
-    labels = np.asarray(table.labels)
+    members = membership(table)
     sentences = []
     for part, name in enumerate(PARTS):
-        missing = np.setdiff1d(labels, labels[parts_N == part]).tolist() if shares[part] > 0 else []
-        if missing:
-            some = ", ".join(f"'{label}'" for label in missing[:10])
-            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-            sentences.append(
-                f"no {name} rows of the label{'s' if len(missing) > 1 else ''} {some}{more}: too few groups"
-            )
+        if shares[part] > 0:
+            missing = [members.names[i] for i in np.flatnonzero(members.counts(parts_N == part) == 0)]
+            if missing:
+                plural = "s" if len(missing) > 1 else ""
+                sentences.append(f"no {name} rows of the label{plural} {some(missing)}: too few groups")
     return sentences
 
 
@@ -216,18 +260,16 @@ def _absent(table: Table, parts_N: np.ndarray, shares: np.ndarray) -> list[str]:
 
 def _two_labels(table: Table) -> tuple[str, str]:
     """The smaller label and the larger one."""
+    if table.multi_label:
+        raise SettingError("The book's split is for two labels, one a row. Take --set data.split=group.")
     require_labels(table)
-    counts = table.frame["label"].value_counts().sort("count", "label", descending=[False, True])
+    counts = label_counts(table).sort("count", "label", descending=[False, True])
     if counts.height != 2:
         raise SettingError(
-            f"The book's split is for two labels; found {counts.height}: {_some(counts['label'].to_list())}. "
+            f"The book's split is for two labels; found {counts.height}: {some(sorted(counts['label']))}. "
             "Leave out --preset book, or take --set data.split=group."
         )
     return str(counts["label"][0]), str(counts["label"][1])
-
-
-def _some(labels: Sequence[str]) -> str:
-    return ", ".join(f"'{label}'" for label in sorted(labels)[:10])
 
 
 def _named_as_in_the_book(table: Table) -> Table:

@@ -17,15 +17,23 @@ PAIR = "\x1e"
 """The separator of a text pair, whose two texts are one string."""
 
 
+LISTED = 1000
+"""Most row numbers that a line of history lists; it counts all."""
+
+
 @dataclass(frozen=True)
 class Change:
-    """One line of history: what a step did to the rows, and to which of them (numbers of rows in the source)."""
+    """One line of history: what a step did to the rows, and to which of them.
+
+    `rows` are numbers of rows in the source, the first thousand of the `concerned` ones.
+    """
 
     step: str
     rows_before: int
     rows_after: int
     reason: str
     rows: tuple[int, ...] = ()
+    concerned: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,10 @@ class Table:
         """The rows at these positions, in this order, with the same history."""
         return replace(self, frame=self.frame[np.asarray(indices, dtype=np.int64)])
 
-    def changed(self, frame: pl.DataFrame, *, step: str, reason: str, rows: Sequence[int] = ()) -> Table:
+    def changed(self, frame: pl.DataFrame, *, step: str, reason: str, rows: Sequence[int] | np.ndarray = ()) -> Table:
         """A table of other rows or values, with a line of history that says why."""
-        change = Change(step, self.frame.height, frame.height, reason, tuple(int(row) for row in rows))
+        listed = tuple(int(row) for row in rows[:LISTED])
+        change = Change(step, self.frame.height, frame.height, reason, listed, len(rows))
         return Table(frame, (*self.history, change))
 
 

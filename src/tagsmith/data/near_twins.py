@@ -1,0 +1,289 @@
+"""Pairs of texts that share most of their 5-grams: MinHash says which to compare, their shingles decide.
+
+Legend: N texts, M of them long enough, B bands of R rows of MinHash, S shingles, E pairs of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import IO
+
+import numpy as np
+import polars as pl
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
+
+SHINGLE = 5
+"""Characters per shingle; shorter texts are compared as wholes only."""
+
+_PERMUTATIONS, _MISSED = 128, 1e-4
+_CHARACTERS_AT_ONCE, _PAIRS_AT_ONCE, _PAIRS_PER_BUCKET = 2_000_000, 50_000, 20_000
+_BYTES_IN_MEMORY = 64 * 2**20
+_RANDOM = np.random.default_rng(5)
+_MULTIPLIERS = _RANDOM.integers(2**62, 2**63, size=_PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
+_FACTORS, _SUMMANDS = _RANDOM.integers(0, 2**32, size=(2, _PERMUTATIONS), dtype=np.uint32) | np.uint32(1)
+
+
+class Components:
+    """Texts joined so far: `of (N,)` is equal for those that are linked, over whatever chain."""
+
+    def __init__(self, count: int) -> None:
+        self.of = np.arange(count, dtype=np.int64)
+
+    def join(self, links_E2: np.ndarray) -> None:
+        """Link these pairs of texts."""
+        if not len(links_E2):
+            return
+        met, ends = np.unique(self.of[links_E2], return_inverse=True)
+        merged = connected(ends.reshape(-1, 2), len(met))
+        first = np.full(len(met), len(self.of), dtype=np.int64)
+        np.minimum.at(first, merged, met)
+        renamed = np.arange(len(self.of), dtype=np.int64)
+        renamed[met] = first[merged]
+        self.of = renamed[self.of]
+
+
+def connected(links_E2: np.ndarray, count: int) -> np.ndarray:
+    """The component of each of `count` things `(N,)`, numbered from 0."""
+    ones = np.ones(len(links_E2), dtype=np.int8)
+    graph = coo_array((ones, (links_E2[:, 0], links_E2[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """Distinct texts made ready to find near twins; `ids (M,)` are those of at least 5 characters.
+
+    The band keys (equal in one band: worth comparing) lie band by band in `spool`, on disk when they are many, and the
+    shingles are made again when a pair asks for them: memory holds one band and one batch of pairs at a time.
+    """
+
+    texts: pl.Series
+    ids: np.ndarray
+    bands: int
+    spool: IO[bytes]
+
+    def links(self, *, near: float, within: np.ndarray | None = None) -> np.ndarray:
+        """Components `(N,)` of the texts, linked where their Jaccard is at least `near`; every link was computed.
+
+        With `within (N,)` only texts of the same number are compared.
+        """
+        components = Components(len(self.texts))
+        for pairs_E2 in self.candidates(components, near=near, within=within):
+            apart_E = components.of[pairs_E2[:, 0]] != components.of[pairs_E2[:, 1]]
+            components.join(self.near_twins(pairs_E2[apart_E], near=near))
+        return components.of
+
+    def candidates(
+        self, components: Components, *, near: float, within: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """Pairs `(E, 2)` worth comparing, in parts; pairs of one component are left out, others may come again.
+
+        In each bucket the first member comes against all others before all against all, so that a large cluster is
+        joined by few comparisons.
+        """
+        for band in range(self.bands):
+            keys_M = self._keys(band)
+            if within is not None:
+                keys_M = _mixed(keys_M ^ _mixed(within[self.ids].astype(np.uint64)))
+            members, buckets = _shared_keys(keys_M)
+            members = self.ids[members]
+            yield from _with_first(members, buckets)
+            members, buckets, large = _still_apart(members, buckets, components)
+            yield from _across(members[~large], buckets[~large], components)
+            starts = np.flatnonzero(np.diff(buckets[large], prepend=-1))
+            for bucket in np.split(members[large], starts[1:]) if large.any() else ():
+                yield from self._sharing_rare_shingles(bucket, components, near=near)
+
+    def near_twins(self, pairs_E2: np.ndarray, *, near: float) -> np.ndarray:
+        """Those of the pairs whose shingle sets have a Jaccard of at least `near`."""
+        if not len(pairs_E2):
+            return pairs_E2
+        ids, places = np.unique(pairs_E2, return_inverse=True)
+        sets, places_E2 = shingle_sets(self.texts[ids]), places.reshape(-1, 2)
+        sizes_E2 = np.diff(sets.indptr)[places_E2]
+        alike_E = sizes_E2.min(axis=1) >= near * sizes_E2.max(axis=1) - 1e-9
+        pairs_E2, places_E2, sizes_E = pairs_E2[alike_E], places_E2[alike_E], sizes_E2[alike_E].sum(axis=1)
+        if not len(pairs_E2):
+            return pairs_E2
+        one_ES, other_ES = (csr_array(sets[place_E]) for place_E in places_E2.T)
+        shared = np.asarray((one_ES * other_ES).sum(axis=1))
+        return pairs_E2[shared >= near * (sizes_E - shared) - 1e-9]
+
+    def _keys(self, band: int) -> np.ndarray:
+        size = len(self.ids) * 8
+        self.spool.seek(band * size)
+        return np.frombuffer(self.spool.read(size), dtype=np.uint64)
+
+    def _sharing_rare_shingles(
+        self, members: np.ndarray, components: Components, *, near: float
+    ) -> Iterator[np.ndarray]:
+        """Pairs of a large bucket that share one of their rarest shingles, as all near twins do.
+
+        Texts of one template fall into one bucket by the thousands; of a pair that shares `near` of its shingles, the
+        rarest `(1 - near)` of each and one more have one in common (prefix filter: Chaudhuri et al. 2006, section 3).
+        """
+        sets = shingle_sets(self.texts[members])
+        numbers, counts = np.unique(sets.indices, return_inverse=True, return_counts=True)[1:]
+        sizes = np.diff(sets.indptr)
+        rows = np.repeat(np.arange(len(members)), sizes)
+        order = np.lexsort((numbers, counts[numbers], rows))
+        place = np.arange(len(order)) - np.repeat(sets.indptr[:-1], sizes)
+        prefix = np.repeat(sizes - np.ceil(near * sizes - 1e-9) + 1, sizes)
+        kept = order[place < prefix]
+        yield from _across(members[rows[kept]], numbers[kept], components)
+
+
+@contextmanager
+def sketched(texts: pl.Series, *, near: float) -> Iterator[Sketches]:
+    """Sketches of distinct folded texts for a search at `near` or above."""
+    ids = np.flatnonzero(texts.str.len_chars().to_numpy() >= SHINGLE)
+    rows = _rows_per_band(near)
+    bands = _PERMUTATIONS // rows
+    with SpooledTemporaryFile(max_size=_BYTES_IN_MEMORY) as spool:
+        start = 0
+        for chunk in _chunks(texts, ids):
+            for band, keys_m in enumerate(_band_keys(texts[chunk].to_list(), bands=bands, rows=rows)):
+                spool.seek((band * len(ids) + start) * 8)
+                spool.write(keys_m.tobytes())
+            start += len(chunk)
+        yield Sketches(texts, ids, bands, spool)
+
+
+def shingle_sets(texts: pl.Series) -> csr_array:
+    """The set of 62-bit shingle hashes of each text, `(N, S)` with ones.
+
+    A false match of two different shingles within one pair of texts has a chance under 1e-12.
+    """
+    values, counts = [np.empty(0, dtype=np.int64)], np.zeros(len(texts), dtype=np.int64)
+    for chunk in _chunks(texts, np.arange(len(texts))):
+        hashes, offsets = _shingles(texts[chunk].to_list())
+        ones = np.ones(len(hashes), dtype=np.int32)
+        sets = csr_array((ones, hashes.astype(np.int64), offsets), shape=(len(chunk), 2**62))
+        sets.sum_duplicates()
+        values.append(sets.indices.astype(np.int64))
+        counts[chunk] = np.diff(sets.indptr)
+    indices = np.concatenate(values)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return csr_array((np.ones(len(indices), dtype=np.int32), indices, offsets), shape=(len(texts), 2**62))
+
+
+# --- MinHash --------------------------------------------------------------------------------------------------------
+
+
+def _rows_per_band(near: float) -> int:
+    """The longest band at which a pair of similarity `near` is still missed with a chance under 1e-4."""
+    fits = [rows for rows in range(1, 9) if (1 - near**rows) ** (_PERMUTATIONS // rows) < _MISSED]
+    return max(fits)
+
+
+def _chunks(texts: pl.Series, ids: np.ndarray) -> list[np.ndarray]:
+    """`ids` in runs of some millions of characters, so that memory stays bounded."""
+    if not len(ids):
+        return []
+    ends = np.cumsum(texts[ids].str.len_chars().to_numpy(), dtype=np.int64)
+    cuts = np.searchsorted(ends, np.arange(_CHARACTERS_AT_ONCE, ends[-1], _CHARACTERS_AT_ONCE))
+    return [chunk for chunk in np.split(ids, cuts) if len(chunk)]
+
+
+def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """62-bit hashes of all shingles in order, and offsets `(N+1,)`; a text under 5 characters has none."""
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    counts = np.maximum(lengths - SHINGLE + 1, 0)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    windows = max(len(codes) - SHINGLE + 1, 0)
+    hashes = np.zeros(windows, dtype=np.uint64)
+    for i in range(SHINGLE):
+        hashes += codes[i : i + windows] * _MULTIPLIERS[i]
+    hashes = _mixed(hashes) >> np.uint64(2)
+    starts = np.cumsum(lengths) - lengths
+    return hashes[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)], offsets
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): each bit of the input moves half of the output's."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _band_keys(texts: Sequence[str], *, bands: int, rows: int) -> Iterator[np.ndarray]:
+    """The keys `(M,)` of one band after the other: a hash of the least of the permuted shingles in each of its rows."""
+    hashes, offsets = _shingles(texts)
+    hashes_S = (hashes >> np.uint64(30)).astype(np.uint32)
+    permuted_S = np.empty_like(hashes_S)
+    for band in range(bands):
+        key_M = np.zeros(len(texts), dtype=np.uint64)
+        for row in range(rows):
+            # A product with an odd number and a sum, modulo 2**32: a permutation of the hashes, which are mixed well.
+            np.multiply(hashes_S, _FACTORS[band * rows + row], out=permuted_S)
+            np.add(permuted_S, _SUMMANDS[band * rows + row], out=permuted_S)
+            key_M += np.minimum.reduceat(permuted_S, offsets[:-1]).astype(np.uint64) * _MULTIPLIERS[row]
+        yield _mixed(key_M)
+
+
+# --- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def _shared_keys(keys_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions whose key another one has too, sorted by key, and the number of each one's bucket."""
+    order = np.argsort(keys_M, kind="stable")
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = keys_M[order[1:]] != keys_M[order[:-1]]
+    buckets = np.cumsum(starts) - 1
+    shared = np.bincount(buckets)[buckets] > 1 if len(order) else starts
+    return order[shared], buckets[shared]
+
+
+def _with_first(members: np.ndarray, buckets: np.ndarray) -> Iterator[np.ndarray]:
+    """The first member of each bucket with each of the others."""
+    first = np.searchsorted(buckets, buckets)
+    others = np.flatnonzero(first != np.arange(len(members)))
+    for start in range(0, len(others), _PAIRS_AT_ONCE):
+        some = others[start : start + _PAIRS_AT_ONCE]
+        yield np.stack([members[first[some]], members[some]], axis=1)
+
+
+def _still_apart(
+    members: np.ndarray, buckets: np.ndarray, components: Components
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Members of buckets that hold more than one component, and whether their bucket has many such pairs."""
+    numbers = components.of[members]
+    pairs = _pairs_across(buckets, numbers)
+    return members[pairs > 0], buckets[pairs > 0], pairs[pairs > 0] > _PAIRS_PER_BUCKET
+
+
+def _pairs_across(buckets: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """For each member `(M,)` how many pairs of different components its bucket has."""
+    if not len(buckets):
+        return np.empty(0, dtype=np.int64)
+    places = np.unique(buckets, return_inverse=True)[1]
+    runs, counts = np.unique(places * (numbers.max() + 1) + numbers, return_counts=True)
+    sizes = np.bincount(places)
+    within = np.bincount(runs // (numbers.max() + 1), weights=counts.astype(np.float64) ** 2)
+    return ((sizes.astype(np.float64) ** 2 - within) / 2).astype(np.int64)[places]
+
+
+def _across(members: np.ndarray, buckets: np.ndarray, components: Components) -> Iterator[np.ndarray]:
+    """All pairs of a bucket's members that stand in different components, in parts."""
+    order = np.lexsort((components.of[members], buckets))
+    members, buckets = members[order], buckets[order]
+    numbers = components.of[members]
+    last = np.ones(len(members), dtype=bool)
+    last[:-1] = (buckets[1:] != buckets[:-1]) | (numbers[1:] != numbers[:-1])
+    ends = np.flatnonzero(last)
+    next_run = ends[np.searchsorted(ends, np.arange(len(members)))] + 1
+    bucket_end = np.searchsorted(buckets, buckets, side="right")
+    counts = bucket_end - next_run
+    done = np.concatenate([[0], np.cumsum(counts)])
+    if not done[-1]:
+        return
+    cuts = np.unique(np.searchsorted(done, np.arange(0, done[-1], _PAIRS_AT_ONCE)))
+    for start, end in zip(cuts, [*cuts[1:], len(members)], strict=True):
+        left = np.repeat(np.arange(start, end), counts[start:end])
+        gap = np.arange(len(left)) - np.repeat(done[start:end] - done[start], counts[start:end])
+        yield np.stack([members[left], members[next_run[left] + gap]], axis=1)
