@@ -31,6 +31,8 @@ _LETTERS_FOR_N_GRAMS = 10_000_000  # above it words alone: n-grams of 33M letter
 _LOGISTIC_LABELS = 50
 _LOGISTIC_ROWS = 100_000
 _LOGISTIC_WEIGHTS = 4_000_000  # L-BFGS keeps about 22 copies of them in float64
+_MOST_SET_WEIGHTS = 2**25  # fitting keeps about 6 copies of them in float32
+_MOST_ROWS_TO_CHOOSE = 20_000
 _SMALL_TABLE = 200
 _FOLDS = 3
 
@@ -42,7 +44,7 @@ class Lexical:
     `letters` are the known letters, sorted by code point; `words` maps a word to its number; `terms (V,)` uint64 are
     sorted; `weights (V, C)` float32, `bias (C,)` float64, -inf for a label that training did not see. `scale`
     multiplies the scores before the softmax (1 for logistic regression). `regularisation` is the chosen C, None where
-    there was nothing to fit.
+    there was nothing to fit. With `multi_label` the scores are log-odds of each label by itself.
     """
 
     letters: np.ndarray
@@ -54,6 +56,7 @@ class Lexical:
     scale: float = 1.0
     n_grams: bool = True
     regularisation: float | None = None
+    multi_label: bool = False
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities `(N, C)` float64 of the labels; each row's answer is independent of its neighbours."""
@@ -64,7 +67,7 @@ class Lexical:
             for row in range(len(chunk)):
                 part = slice(bounds[row], bounds[row + 1])
                 scores_NC[start + row] += values[part] @ self.weights[places[part]]
-        return _softmax(scores_NC * self.scale)
+        return np.exp(-np.logaddexp(0.0, -scores_NC)) if self.multi_label else _softmax(scores_NC * self.scale)
 
 
 def fit_lexical(
@@ -85,15 +88,85 @@ def fit_lexical(
     the linear model is refitted in each fold. Texts of more than 1e7 letters together give words only. Without any
     term, or with a single label, the answer is the labels' shares.
     """
-    vectoriser, matrix, terms, idf = _vectorise(texts, least=2)
-    if not len(terms) and len(texts) < _SMALL_TABLE:
-        vectoriser, matrix, terms, idf = _vectorise(texts, least=1)
+    vectoriser, matrix, terms, idf = _vocabulary(texts)
     sizes = np.bincount(labels, weights=weights, minlength=classes)
     if not len(terms) or np.count_nonzero(sizes) < 2:
         return _prior_model(sizes)
     task = _Task(matrix, labels, np.ones(len(labels)) if weights is None else weights, classes)
     solution = _solve(task, _folds(labels, groups, seed=seed), seed=seed)
     return Lexical(vectoriser.letters, vectoriser.words, terms, idf, n_grams=vectoriser.n_grams, **vars(solution))
+
+
+def fit_lexical_sets(
+    texts: Sequence[str],
+    truth_NC: np.ndarray,
+    groups: np.ndarray,
+    *,
+    seed: int,
+    weights_C: np.ndarray | None = None,
+) -> Lexical:
+    """`fit_lexical` for `truth_NC` bool, where a text may have several labels: one logistic regression for each label.
+
+    One C for all of them, chosen by the mean log loss of group 3-fold cross-validation, on at most 20,000 rows. With
+    many labels fewer terms are kept, at most 2^25 weights in all. `weights_C` multiply the loss of a label's positive
+    rows, and the shift of its log-odds that comes of it is undone. Without any term the answer is the labels' shares.
+    """
+    from threadpoolctl import threadpool_limits
+
+    from tagsmith.model.one_vs_rest import OneVsRest, fit_one_vs_rest
+
+    vectoriser, matrix, terms, idf = _vocabulary(texts, most=_MOST_SET_WEIGHTS // truth_NC.shape[1])
+    row_weights_NC = np.ones((1, truth_NC.shape[1]), dtype=np.float32)
+    if weights_C is not None:
+        row_weights_NC = np.where(truth_NC, weights_C, 1).astype(np.float32)
+    start = OneVsRest.at_prior(truth_NC, terms=len(terms), row_weights_NC=row_weights_NC)
+    best = None
+    if len(terms):
+        with threadpool_limits(1, user_api="blas"):
+            best = _choose_for_sets(matrix, truth_NC, row_weights_NC, _folds(_rarest(truth_NC), groups, seed=seed))
+            start = fit_one_vs_rest(matrix, truth_NC, start, c=best, row_weights_NC=row_weights_NC)
+    bias = start.bias.astype(np.float64) - (0.0 if weights_C is None else np.log(weights_C))
+    bias[~truth_NC.any(axis=0)] = -np.inf
+    return Lexical(
+        vectoriser.letters,
+        vectoriser.words,
+        terms,
+        idf,
+        start.weights,
+        bias,
+        n_grams=vectoriser.n_grams,
+        regularisation=best,
+        multi_label=True,
+    )
+
+
+def _rarest(truth_NC: np.ndarray) -> np.ndarray:
+    """The rarest label of each row `(N,)`, C where it has none: what the folds are stratified by."""
+    order = np.argsort(truth_NC.sum(axis=0), kind="stable")
+    return np.where(truth_NC.any(axis=1), order[truth_NC[:, order].argmax(axis=1)], truth_NC.shape[1])
+
+
+def _choose_for_sets(matrix: csr_matrix, truth_NC: np.ndarray, row_weights_NC: np.ndarray, folds: np.ndarray) -> float:
+    """The C of least held-out log loss; the grid is left once the loss rises."""
+    from tagsmith.model.one_vs_rest import OneVsRest, fit_one_vs_rest
+
+    # Folds are dealt out evenly to groups of each label, so that the first rows of each are as good as any.
+    used = np.concatenate([np.flatnonzero(folds == k)[: _MOST_ROWS_TO_CHOOSE // _FOLDS] for k in range(_FOLDS)])
+    parts = [(used[folds[used] != k], used[folds[used] == k]) for k in range(_FOLDS)]
+    parts = [(fit, held) for fit, held in parts if len(fit) and len(held)]
+    weights = np.broadcast_to(row_weights_NC, truth_NC.shape)
+    models = [OneVsRest.at_prior(truth_NC[fit], terms=matrix.shape[1], row_weights_NC=weights[fit]) for fit, _ in parts]
+    best = (np.inf, _Logistic.grid[0])
+    for c in _Logistic.grid if parts else ():
+        loss = 0.0
+        for i, (fit, held) in enumerate(parts):
+            models[i] = fit_one_vs_rest(matrix[fit], truth_NC[fit], models[i], c=c, row_weights_NC=weights[fit])
+            signed_NC = np.where(truth_NC[held], -1.0, 1.0) * models[i].scores(matrix[held])
+            loss += float((weights[held] * np.logaddexp(0.0, signed_NC)).sum())
+        if loss >= best[0]:
+            break
+        best = (loss, c)
+    return best[1]
 
 
 @dataclass(frozen=True)
@@ -187,7 +260,19 @@ def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         yield start, chunk
 
 
-def _vectorise(texts: Sequence[str], *, least: int) -> tuple[_Vectoriser, csr_matrix, np.ndarray, np.ndarray]:
+def _vocabulary(
+    texts: Sequence[str], *, most: int = _MOST_TERMS
+) -> tuple[_Vectoriser, csr_matrix, np.ndarray, np.ndarray]:
+    """What `_vectorise` gives, with terms of one row where a small table would have none otherwise."""
+    found = _vectorise(texts, least=2, most=most)
+    if not len(found[2]) and len(texts) < _SMALL_TABLE:
+        found = _vectorise(texts, least=1, most=most)
+    return found
+
+
+def _vectorise(
+    texts: Sequence[str], *, least: int, most: int = _MOST_TERMS
+) -> tuple[_Vectoriser, csr_matrix, np.ndarray, np.ndarray]:
     """A vectoriser, the matrix `(N, V)` float32, the terms `(V,)` and their idf; the most frequent terms are kept."""
     from scipy.sparse import csr_matrix, vstack
 
@@ -195,8 +280,8 @@ def _vectorise(texts: Sequence[str], *, least: int) -> tuple[_Vectoriser, csr_ma
     chunks = [vectoriser.count(chunk) for _, chunk in _chunks(texts)]
     terms, rows_with = _document_frequency(chunks)
     kept = rows_with >= least
-    if kept.sum() > _MOST_TERMS:
-        order = np.lexsort((terms, -rows_with))[:_MOST_TERMS]
+    if kept.sum() > min(most, _MOST_TERMS):
+        order = np.lexsort((terms, -rows_with))[: min(most, _MOST_TERMS)]
         kept = np.zeros(len(terms), dtype=bool)
         kept[order] = True
     terms = terms[kept]
