@@ -1,7 +1,6 @@
 """Report -> one self-contained HTML page: no script, no request, pictures inline.
 
-Labels and texts come from strangers. Every cell is escaped unless it is `_Html`, which only this file makes; each word
-of theirs stands in its own `<bdi>`, and never in a picture.
+Labels and texts come from strangers. Every cell is escaped unless it is `Html`, and never stands in a picture.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tagsmith.markup import Html, escape, figure_of, number, part_of, quote, shorten, style, table_of, word
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_LETTERS = 280
 _MOST_ROW_NUMBERS = 12
 _NUMBERED_LABELS = 25
 _MOST_PAIRS = 20
@@ -42,21 +42,16 @@ class Mishap:
     probability: float
 
 
-class _Html(str):
-    """Markup that this file made; everything else is escaped."""
-
-    __slots__ = ()
-
-
 def draw(report: Mapping[str, Any], run: Mapping[str, Any], mistakes: Sequence[Mishap]) -> str:
     """The page of a report.json, with the timing of a run.json and the surest mistakes with their texts."""
     template = Template(files("tagsmith.evaluation").joinpath("page.html").read_text(encoding="utf-8"))
     verdict = report["verdict"]
     tone = {"better": "better", "worse": "worse"}.get(verdict["value"], "")
-    notes = "".join(f'<p class="note">{_escape(note)}</p>' for note in report.get("notes", []))
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in report.get("notes", []))
     page = template.substitute(
+        style=style(),
         tone=tone,
-        verdict=_escape(re.sub(r"p ([<=]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", verdict["text"])),
+        verdict=escape(re.sub(r"p ([<=]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", verdict["text"])),
         notes=notes,
         scores=_scores_section(report),
         learning=_learning_section(report.get("curves") or []),
@@ -75,15 +70,15 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], mistakes: Sequence[M
 def _scores_section(report: Mapping[str, Any]) -> str:
     models = _scored(report)
     rows = [
-        [name, _count(s["n"]), *map(_percent, (s["accuracy"], s["macro_f1"])), _nats(s["log_loss"]), _percent(s["ece"])]
+        [name, number(s["n"]), *map(_percent, (s["accuracy"], s["macro_f1"])), _nats(s["log_loss"]), _percent(s["ece"])]
         for name, s in models.items()
     ]
     drawn = {name: scores for name, scores in models.items() if name not in _PARTS.values()}
     return (
         "<h2>How good it is</h2>"
-        + _figure(_bars(drawn), "Accuracy on the test rows; whiskers are 95 % intervals.")
-        + _table(["", "rows", "accuracy", "macro F1", "log loss", "ECE"], rows, numbers=range(1, 6))
-        + "".join(f'<p class="soft">{_escape(remark)}</p>' for remark in _remarks(report["test"], report["verdict"]))
+        + figure_of(_bars(drawn), "Accuracy on the test rows; whiskers are 95 % intervals.")
+        + table_of(["", "rows", "accuracy", "macro F1", "log loss", "ECE"], rows, numbers=range(1, 6))
+        + "".join(f'<p class="soft">{escape(remark)}</p>' for remark in _remarks(report["test"], report["verdict"]))
     )
 
 
@@ -103,7 +98,7 @@ def _scored(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _remarks(test: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"A score on {_count(test['n'])} test rows estimates new rows from the same source, not live traffic, which "
+        f"A score on {number(test['n'])} test rows estimates new rows from the same source, not live traffic, which "
         "drifts. Brackets hold 95 % intervals; near duplicates count as one observation where they agree."
     )
     if test.get("macro_f1_frequent") not in (None, test["macro_f1"]):
@@ -120,7 +115,7 @@ def _learning_section(curves: Sequence[Mapping[str, Any]]) -> str:
     if not curves:
         return ""
     pictures = [
-        _figure(_curve(curves, measure), f"{measure.capitalize()} over steps.") for measure in ("loss", "accuracy")
+        figure_of(_curve(curves, measure), f"{measure.capitalize()} over steps.") for measure in ("loss", "accuracy")
     ]
     return f'<h2>How it learned</h2><div class="pictures">{"".join(pictures)}</div>'
 
@@ -130,7 +125,7 @@ def _confusion_section(confusion: Mapping[str, Any]) -> str:
     if len(names) <= _NUMBERED_LABELS:
         picture = _confusion_table(names, counts)
     else:
-        picture = _figure(
+        picture = figure_of(
             _confusion_picture(counts), "Labels are numbered from 0 in the order of the table label by label."
         )
     return "<h2>What it confuses</h2>" + picture + _pairs(names, counts)
@@ -144,14 +139,14 @@ def _pairs(names: Sequence[str], counts: np.ndarray) -> str:
     if not pairs:
         return "<p>No test row was answered wrongly.</p>"
     rows = [
-        [_word(names[t]), _word(names[g]), _count(wrong[t, g]), _share(wrong[t, g], counts[t].sum())] for t, g in pairs
+        [word(names[t]), word(names[g]), number(wrong[t, g]), part_of(wrong[t, g], counts[t].sum())] for t, g in pairs
     ]
-    return "<h3>Most confused pairs</h3>" + _table(["truth", "answer", "rows", "of the truth"], rows, numbers=(2, 3))
+    return "<h3>Most confused pairs</h3>" + table_of(["truth", "answer", "rows", "of the truth"], rows, numbers=(2, 3))
 
 
 def _labels_section(per_label: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        [_word(s["label"]), _count(s["support"]), *(_percent(s[key]) for key in ("precision", "recall", "f1"))]
+        [word(s["label"]), number(s["support"]), *(_percent(s[key]) for key in ("precision", "recall", "f1"))]
         for s in per_label
     ]
     few = (
@@ -161,7 +156,7 @@ def _labels_section(per_label: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         "<h2>Label by label</h2>"
-        + _table(["label", "rows", "precision", "recall", "F1"], rows, numbers=range(1, 5))
+        + table_of(["label", "rows", "precision", "recall", "F1"], rows, numbers=range(1, 5))
         + few
     )
 
@@ -171,36 +166,36 @@ def _mistakes_section(mistakes: Sequence[Mishap], test: Mapping[str, Any]) -> st
     if not mistakes:
         return ""
     rows = [
-        [_count(m.row), _word(m.truth), _word(m.predicted), f"{100 * m.probability:.1f} %", _quote(m.text)]
+        [number(m.row), word(m.truth), word(m.predicted), f"{100 * m.probability:.1f} %", quote(m.text)]
         for m in mistakes
     ]
-    table = _table(["row", "truth", "answer", "surety", "text"], rows, numbers=(0, 3), texts=(4,))
+    table = table_of(["row", "truth", "answer", "surety", "text"], rows, numbers=(0, 3), texts=(4,))
     return (
-        f"<h2>Its surest mistakes</h2><p>{len(mistakes)} of {_count(wrong)} wrong answers, the surest first: "
+        f"<h2>Its surest mistakes</h2><p>{len(mistakes)} of {number(wrong)} wrong answers, the surest first: "
         f"where the label may be wrong, or the model is.</p>{table}"
     )
 
 
 def _data_section(data: Mapping[str, Any]) -> str:
-    facts = [f"{_count(data['rows'])} rows were read."]
-    splits = ", ".join(f"{name} {_count(rows)}" for name, rows in (data.get("splits") or {}).items())
+    facts = [f"{number(data['rows'])} rows were read."]
+    splits = ", ".join(f"{name} {number(rows)}" for name, rows in (data.get("splits") or {}).items())
     facts.append(f"Parts: {splits}.")
     leak, cut = data.get("leak") or {}, data.get("truncated") or {}
     if leak:
         facts.append(
-            f"Test rows that stand word for word in training: {_count(leak.get('exact', 0))}; with a near twin there "
-            f"(Jaccard from {leak.get('threshold')}): {_count(leak.get('near', 0))}."
+            f"Test rows that stand word for word in training: {number(leak.get('exact', 0))}; with a near twin there "
+            f"(Jaccard from {leak.get('threshold')}): {number(leak.get('near', 0))}."
         )
     if cut:
         facts.append(
-            f"Texts cut at the token limit: {_count(cut.get('rows', 0))} ({100 * (cut.get('share') or 0):.1f} %)."
+            f"Texts cut at the token limit: {number(cut.get('rows', 0))} ({100 * (cut.get('share') or 0):.1f} %)."
         )
     rows = [
-        [h["step"], _count(h["rows_before"]), _count(h["rows_after"]), h["reason"], _row_numbers(h.get("rows") or [])]
+        [h["step"], number(h["rows_before"]), number(h["rows_after"]), h["reason"], _row_numbers(h.get("rows") or [])]
         for h in data.get("history", [])
     ]
-    history = _table(["step", "before", "after", "reason", "rows concerned"], rows, numbers=(1, 2), texts=(3, 4))
-    return "<h2>What happened to the data</h2>" + "".join(f"<p>{_escape(fact)}</p>" for fact in facts) + history
+    history = table_of(["step", "before", "after", "reason", "rows concerned"], rows, numbers=(1, 2), texts=(3, 4))
+    return "<h2>What happened to the data</h2>" + "".join(f"<p>{escape(fact)}</p>" for fact in facts) + history
 
 
 def _model_section(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -213,49 +208,18 @@ def _model_section(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     tables = "".join(f"<h3>{title}</h3>{_facts(facts)}" for title, facts in parts if facts)
     settings = f"<details><summary>All settings</summary>{_facts(report.get('settings') or {})}</details>"
     command = (
-        f"<h3>To repeat it</h3><pre>{_escape(report.get('reproduce') or '')}</pre>" if report.get("reproduce") else ""
+        f"<h3>To repeat it</h3><pre>{escape(report.get('reproduce') or '')}</pre>" if report.get("reproduce") else ""
     )
-    made = f'<p class="soft">Made by Tagsmith {_escape(report.get("tagsmith", ""))}.</p>'
+    made = f'<p class="soft">Made by Tagsmith {escape(report.get("tagsmith", ""))}.</p>'
     return f"<h2>What was run</h2>{command}{tables}{settings}{made}"
 
 
 # --- words and numbers
 
 
-def _escape(value: object) -> str:
-    """Text that can neither end its element nor reach out of it; unseen characters become a replacement mark."""
-    if isinstance(value, _Html):
-        return str(value)
-    return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)))
-
-
-# Control characters, and those that turn the direction of what follows them.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def _word(name: object) -> _Html:
-    return _Html(f"<bdi>{_escape(_shorten(str(name), 80))}</bdi>")
-
-
-def _quote(text: str) -> _Html:
-    return _Html(f'<bdi dir="auto">{_escape(_shorten(text, _MOST_LETTERS))}</bdi>')
-
-
-def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[:most].rstrip() + " …"
-
-
 def _row_numbers(rows: Sequence[int]) -> str:
     shown = ", ".join(str(row) for row in rows[:_MOST_ROW_NUMBERS])
     return shown if len(rows) <= _MOST_ROW_NUMBERS else f"{shown} … ({len(rows):,} in all)"
-
-
-def _count(number: int) -> str:
-    return f"{int(number):,}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else ""
 
 
 def _percent(measure: Mapping[str, Any]) -> str:
@@ -277,8 +241,8 @@ _KEYS = ("value", "low", "high")
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    rows = [[_word(name), value if isinstance(value, _Html) else _long(value)] for name, value in _flat(facts)]
-    return _table([], rows, texts=(1,))
+    rows = [[word(name), value if isinstance(value, Html) else _long(value)] for name, value in _flat(facts)]
+    return table_of([], rows, texts=(1,))
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -289,33 +253,18 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def _long(value: object) -> _Html:
+def _long(value: object) -> Html:
     shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else value
-    return _Html(f"<bdi>{_escape('none' if shown is None else _shorten(str(shown), 400))}</bdi>")
-
-
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = (), texts: Sequence[int] = ()
-) -> str:
-    """A table in a box of its own, which scrolls where the screen is narrow; tall ones scroll too."""
-    kinds = {i: ' class="n"' for i in numbers} | {i: ' class="text"' for i in texts}
-    top = "".join(f"<th{kinds.get(i, '')}>{_escape(name)}</th>" for i, name in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kinds.get(i, '')}>{_escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    tall = " tall" if len(rows) > 40 else ""
-    opening = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f'<div class="box{tall}" tabindex="0"><table>{opening}<tbody>{body}</tbody></table></div>'
+    return Html(f"<bdi>{escape('none' if shown is None else shorten(str(shown), 400))}</bdi>")
 
 
 def _confusion_table(names: Sequence[str], counts: np.ndarray) -> str:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    head = "".join(f'<th scope="col">{_word(name)}</th>' for name in names)
+    head = "".join(f'<th scope="col">{word(name)}</th>' for name in names)
     rows = []
     for i, name in enumerate(names):
         cells = "".join(_confusion_cell(counts[i, j], shares[i, j], right=i == j) for j in range(len(names)))
-        rows.append(f'<tr><th scope="row">{_word(name)}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{word(name)}</th>{cells}</tr>')
     return (
         '<p class="soft">Rows are the truth, columns the answers; the deeper, the larger the share of the row.</p>'
         '<div class="box" tabindex="0"><table class="confusion">'
@@ -330,10 +279,6 @@ def _confusion_cell(count: int, share: float, *, right: bool) -> str:
 
 
 # --- pictures
-
-
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{_escape(caption)}</figcaption></figure>"
 
 
 def _bars(models: Mapping[str, Mapping[str, Any]]) -> str:
