@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -25,9 +26,10 @@ from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, fields, parse_setting, settings_of
 from tagsmith.data.cleaning import clean_table
 from tagsmith.data.preparing import Prepared, prepare, prepare_given
-from tagsmith.data.readers import read
+from tagsmith.data.labelling import SIMILAR
+from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import PAIR, Table
-from tagsmith.errors import AssetError, DataError, ResourceError
+from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.labels import Labels
 from tagsmith.measuring import book_tables, data_section, measure_test, mistakes
@@ -102,18 +104,22 @@ def train(
     return replace(bundle, folder=folder, report=plain)
 
 
-def evaluate(bundle: Bundle | str | Path, source: Source, *, listen: Listener = silent) -> Report:
+def evaluate(
+    bundle: Bundle | str | Path, source: Source, *, query: str | None = None, listen: Listener = silent
+) -> Report:
     """Measure a bundle on other labelled rows, beside the baselines that were fitted when it was trained.
 
-    DataError for labels that training did not see.
+    `query` is what a database is asked, never the one of the training. DataError for labels that training did not see.
     """
     from tagsmith.data.duplicates import group_duplicates
     from tagsmith.deployment.bundle import load
     from tagsmith.evaluation.report import build_report
 
     loaded = load(bundle) if isinstance(bundle, str | Path) else bundle
-    config = Config.of(loaded.settings["config"])
-    run = Run(config, listen, command=shlex.join(["tagsmith", "evaluate", str(loaded.folder), _name(source)]))
+    config = Config.of(loaded.settings["config"]).with_settings({"data": {"query": query}})
+    command = ["tagsmith", "evaluate", str(loaded.folder), _name(source), *(["--query", query] if query else [])]
+    run = Run(config, listen, command=shlex.join(command))
+    _require_use_of_query(config, source)
     table = _read(source, run)
     grouped = group_duplicates(table, near=config.data.near_duplicates)
     probs_NC = loaded.predict_proba(table.texts)
@@ -163,7 +169,15 @@ def reproduce(source: Source, *, validation: Source | None = None, test: Source 
 def _assignment(name: str, value: Any) -> str:
     """`section.key=value`; a string is quoted where it would be read as something else, such as a column `2024`."""
     plain = f"{name}={'none' if value is None else value}"
-    return f"{name}={json.dumps(value, ensure_ascii=False)}" if parse_setting(plain) != _nested(name, value) else plain
+    return f"{name}={_toml(value)}" if parse_setting(plain) != _nested(name, value) else plain
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it, which is JSON but for tables."""
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(key, ensure_ascii=False)} = {_toml(inner)}" for key, inner in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _nested(name: str, value: Any) -> Any:
@@ -174,7 +188,7 @@ def _nested(name: str, value: Any) -> Any:
 
 def default_out(source: Source, *, resume: bool = False) -> Path:
     """`./NAME-tagsmith`, or the first of `-2`, `-3` ... that is free; with `resume` the one that has a checkpoint."""
-    name = "stdin" if _name(source) == "-" else Path(_name(source)).name.split(".")[0] or "table"
+    name = "stdin" if _name(source) == "-" else _stem(_name(source))
     n = 1
     while True:
         folder = Path(f"{name}-tagsmith" + (f"-{n}" if n > 1 else ""))
@@ -185,14 +199,26 @@ def default_out(source: Source, *, resume: bool = False) -> Path:
         n += 1
 
 
+def _stem(name: str) -> str:
+    """The name of a file without its endings, of a database, or of the folder where a pattern looks."""
+    path = Path(name.partition("?")[0] if is_url(name) else name)
+    stems = (re.sub(r"[*?\[\]:]+", "-", part.split(".")[0]).strip("-") for part in (path.name, path.parent.name))
+    return next((stem for stem in stems if stem), "table")
+
+
 def _name(source: Source) -> str:
-    return "TABLE" if isinstance(source, Table) else str(source)
+    return "TABLE" if isinstance(source, Table) else redacted(source)
 
 
 # ---- Stage 1: data preparation
 
 
 def _prepare(source: Source, validation: Source | None, test: Source | None, run: Run) -> Prepared:
+    _require_use_of_query(run.config, source, validation, test)
+    if run.config.data.earlier is not None:
+        from tagsmith.deployment.manifest import verify
+
+        verify(Path(run.config.data.earlier))
     train_table, validation_table, test_table = (
         None if s is None else _read(s, run) for s in (source, validation, test)
     )
@@ -213,12 +239,22 @@ def _read(source: Source, run: Run) -> Table:
     return table
 
 
+def _require_use_of_query(config: Config, *sources: Source | None) -> None:
+    if config.data.query is not None and not any(isinstance(source, str) and is_url(source) for source in sources):
+        raise SettingError(
+            "data.query is set, and no source is a database. Expected sqlite:///PATH or postgresql://...; leave the query "
+            "out."
+        )
+
+
 def _read_as_it_is(source: Source, run: Run) -> Table:
     if isinstance(source, Table):
         return source
-    data = run.config.data
-    table = read(_path(source, run), text=data.text, label=data.label, group=data.group, quoting=data.quoting)
-    run.listen(Event("data", "read", values={"source": str(source), "rows": len(table)}))
+    table = read_as(_path(source, run), run.config.data)
+    run.listen(Event("data", "read", values={"source": redacted(source), "rows": len(table)}))
+    for change in table.history:
+        if change.step == SIMILAR:
+            run.note(f"{redacted(source)}: {change.reason}")
     return table
 
 
@@ -393,6 +429,7 @@ def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: 
 
 def _save(aside: Path, classifier: Classifier, prepared: Prepared, run: Run) -> Bundle:
     from tagsmith.deployment.bundle import reload, write_classifier, write_probes
+    from tagsmith.deployment.manifest import flush_meanwhile
 
     assert run.weights is not None, "the model was built"
     recipe = {
@@ -403,6 +440,8 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, run: Run) -> 
         "config": run.config.model_dump(),
     }
     write_classifier(aside, classifier, recipe=recipe)
+    flush_meanwhile(aside)
+    prepared.remembered.write(aside)
     bundle = reload(aside)
     write_probes(aside, bundle.engine)
     return bundle

@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 from safetensors import SafetensorError
 
@@ -48,6 +49,20 @@ def staging(folder: Path, *, force: bool) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def flush_meanwhile(aside: Path) -> None:
+    """Begin to bring to the disk what lies in a staging folder, while the caller goes on with other work.
+
+    `staging` flushes everything at its end in any case; what is on the disk by then costs nothing (a gigabyte of weights
+    took seconds).
+    """
+    Thread(target=_flush_what_is_left, args=(aside,), daemon=True).start()
+
+
+def _flush_what_is_left(aside: Path) -> None:
+    with suppress(OSError):  # the folder may be gone already; `staging` reports what is wrong with the disk
+        _flush(aside)
 
 
 def refuse_existing(folder: Path, *, force: bool) -> None:
