@@ -3,10 +3,10 @@
 Each cell runs in a process of its own, the cells of a round one after another, so that a slow minute of the machine
 meets them all; ratios are taken within a round, and the median over rounds is reported. Tagsmith's time runs from the
 start of reading to the saved bundle with its report; imports come before. The reference pass is transformers' own
-trunk with all blocks, bf16, SDPA, inference mode, length-sorted batches of 2,048 tokens, over all texts. The Trainer's time is
-its training alone: 40 steps, of which the steady ones count, times the steps of five epochs; `--full` runs all of them
-once. It is measured under bf16 autocast and in fp32. Where the processor has no bf16 the former is emulated and many
-times slower: there both it and the reference pass are measured on fewer steps and batches, and scaled.
+trunk with all blocks, bf16, SDPA, inference mode, length-sorted batches of 2,048 tokens, over all texts. The Trainer's
+time is its training alone: 40 steps, of which the steady ones count, times the steps of five epochs; `--full` runs all
+of them once. It is measured under bf16 autocast and in fp32. Where the processor has no bf16 the former is emulated and
+many times slower: there both it and the reference pass are measured on fewer steps and batches, and scaled.
 
     python benchmarks/speed.py --rounds 3 --write docs/benchmarks/speed.md
 """

@@ -54,8 +54,8 @@ def staging(folder: Path, *, force: bool) -> Iterator[Path]:
 def flush_meanwhile(aside: Path) -> None:
     """Begin to bring to the disk what lies in a staging folder, while the caller goes on with other work.
 
-    `staging` flushes everything at its end in any case; what is on the disk by then costs nothing (a gigabyte of weights
-    took seconds).
+    `staging` flushes everything at its end in any case; what is on the disk by then costs nothing, and a gigabyte of
+    weights took seconds.
     """
     Thread(target=_flush_what_is_left, args=(aside,), daemon=True).start()
 
