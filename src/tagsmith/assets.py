@@ -92,6 +92,26 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("tagsmith")
 
 
+def is_offline() -> bool:
+    """Whether TAGSMITH_OFFLINE or HF_HUB_OFFLINE forbids the network."""
+    return _is_set("TAGSMITH_OFFLINE") or _is_set("HF_HUB_OFFLINE")
+
+
+def require_hub(path: str) -> str:
+    """The hub's address, once it has answered for `path` such as `datasets/NAME`; AssetError after 5 silent seconds."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        _must_answer(f"{ENDPOINT}/api/{path}")
+    except _NotHadError:
+        raise AssetError(
+            f"The hub cannot be reached: {ENDPOINT} gave no answer in {_PATIENCE_S:.0f} seconds for '{path}'. Connect "
+            "to a network, set HF_HUB_OFFLINE=1 where its own cache holds it, or give a file."
+        ) from None
+    return ENDPOINT
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as stream:
@@ -407,7 +427,7 @@ def _snapshot(asset: Asset, scratch: Path, *, listen: Listener) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub.constants import ENDPOINT
 
-    offline = _is_set("TAGSMITH_OFFLINE") or _is_set("HF_HUB_OFFLINE")
+    offline = is_offline()
     if not offline:
         _must_answer(f"{ENDPOINT}/api/models/{asset.hub_id}")
     from huggingface_hub import snapshot_download

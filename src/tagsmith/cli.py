@@ -30,8 +30,14 @@ app = typer.Typer(
 )
 
 Source = Annotated[
-    str, typer.Argument(help="A CSV, TSV, JSON-lines or Parquet file, a zip of one, '-', or a named data set.")
+    str,
+    typer.Argument(
+        help="A CSV, TSV, JSON, JSON-lines, Parquet, Arrow or Excel file, plain or in a zip, gz or zst; a quoted "
+        "pattern of files; a folder per label; '-'; sqlite:///FILE or postgresql://...; hf:NAME[:SPLIT]; or a named "
+        "data set."
+    ),
 ]
+Query = Annotated[str | None, typer.Option(help="What a database is asked, as 'SELECT text, label FROM reviews'.")]
 BundleFolder = Annotated[Path, typer.Argument(help="The folder of a trained bundle.")]
 Setting = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")]
 
@@ -42,11 +48,15 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the bundle; ./NAME-tagsmith by default.")] = None,
     validation: Annotated[str | None, typer.Option(help="Rows of your own to choose by.")] = None,
     test: Annotated[str | None, typer.Option(help="Rows of your own to measure on.")] = None,
+    query: Query = None,
     preset: Annotated[str, typer.Option(help="Named settings to start from: default or book.")] = "default",
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings; `tagsmith init` writes one.")] = None,
     settings: Setting = None,
     backbone: Annotated[str | None, typer.Option(help="Short for --set model.backbone=NAME.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The one seed of the run.")] = None,
+    earlier: Annotated[
+        str | None, typer.Option("--from", metavar="BUNDLE", help="An earlier bundle, whose rows keep their part.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
 ) -> None:
@@ -55,7 +65,7 @@ def train(
     from tagsmith.pipeline import default_out
     from tagsmith.pipeline import train as run
 
-    chosen = _config(preset, config, settings, backbone=backbone, seed=seed)
+    chosen = _config(preset, config, settings, backbone=backbone, seed=seed, query=query, earlier=earlier)
     folder = out or default_out(source, resume=resume)
     with Console() as console, _stoppable(console) as stop:
         try:
@@ -92,7 +102,8 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Where the labelled table goes: .csv, .tsv, .jsonl or .parquet.")
     ] = None,
-    text: Annotated[str | None, typer.Option(help="The column of --file that holds the text.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of --file that holds the text, or a template.")] = None,
+    query: Query = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a text, with all probabilities.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
 ) -> None:
@@ -110,7 +121,7 @@ def predict(
 
         refuse_existing(out, force=force)
         with Console() as console:
-            rows = score(load(bundle), file, out=out, text=text, force=force, listen=console)
+            rows = score(load(bundle), file, out=out, text=text, query=query, force=force, listen=console)
         typer.echo(f"{rows} rows labelled.", err=True)
         print(out)
         return
@@ -136,6 +147,7 @@ def predict(
 def evaluate(
     bundle: BundleFolder,
     source: Source,
+    query: Query = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
     """Measure a bundle on other labelled rows."""
@@ -143,7 +155,7 @@ def evaluate(
     from tagsmith.pipeline import evaluate as run
 
     with Console() as console:
-        report = run(bundle, source, listen=console).as_dict()
+        report = run(bundle, source, query=query, listen=console).as_dict()
     if as_json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
@@ -230,14 +242,23 @@ def _left_by_interrupt(folder: Path) -> str:
 
 
 def _again(folder: Path) -> str:
-    words = ["tagsmith", *sys.argv[1:]]
+    from tagsmith.data.readers import redacted
+
+    words = ["tagsmith", *map(redacted, sys.argv[1:])]
     if "--out" not in words and not any(word.startswith("--out=") for word in words):
         words += ["--out", str(folder)]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
 
 
 def _config(
-    preset: str, file: Path | None, settings: list[str] | None, *, backbone: str | None, seed: int | None
+    preset: str,
+    file: Path | None,
+    settings: list[str] | None,
+    *,
+    backbone: str | None = None,
+    seed: int | None = None,
+    query: str | None = None,
+    earlier: str | None = None,
 ) -> Config:
     from tagsmith.config import Config, load_settings, merge, parse_setting, settings_of
 
@@ -247,6 +268,10 @@ def _config(
     layers += [parse_setting(assignment) for assignment in settings or []]
     if backbone is not None:
         layers.append({"model": {"backbone": backbone}})
+    if query is not None:
+        layers.append({"data": {"query": query}})
+    if earlier is not None:
+        layers.append({"data": {"earlier": earlier}})
     if seed is not None:
         layers.append({"seed": seed})
     return Config.of(merge(*layers))

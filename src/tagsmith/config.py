@@ -36,7 +36,7 @@ class DataConfig(Section):
     label_separator: str | None = None
     """What stands between several labels in one cell, such as a comma; `json` for cells such as ["a", "b"]."""
     merge_labels: dict[str, list[str]] = {}
-    """Labels that become one: the new name, and the names that it takes the place of, as `{spam = ["Spam", "SPAM"]}`."""
+    """Labels that become one: the new name, and the names that it stands for, as `{spam = ["Spam", "SPAM"]}`."""
     drop_labels: list[str] = []
     """Labels that are left out, with their rows where a row has one label."""
     group: str | None = None
@@ -45,6 +45,14 @@ class DataConfig(Section):
     """How texts are cleaned first, in training and in serving, as a list or with commas; the order is fixed."""
     quoting: Literal["auto", "standard", "none"] = "auto"
     """How a CSV or TSV quotes: `standard` as RFC 4180, `none` takes quotes as text, `auto` decides and says so."""
+    delimiter: str | None = None
+    """What separates the cells of a CSV, one character or `tab`; found by looking when it is not given."""
+    encoding: str | None = None
+    """Encoding of a text file, such as cp1252; found by looking when it is not given."""
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether the first row of a CSV names the columns."""
+    query: str | None = None
+    """What a database is asked for, as `SELECT text, label FROM reviews`; a lone table needs none."""
     conflicts: Literal["keep", "majority", "drop"] = "keep"
     """What is done about texts that carry different labels: keep them, relabel them by majority, or drop them."""
     rare_labels: Literal["error", "keep", "drop", "merge"] = "error"
@@ -249,6 +257,7 @@ def parse_setting(assignment: str) -> dict[str, Any]:
 _NULLABLE = {
     *("tuning.head_learning_rate", "data.text", "data.label", "data.group"),
     *("data.split_column", "data.time", "data.earlier"),
+    *("data.text_pair", "data.label_separator", "data.delimiter", "data.encoding", "data.query"),
 }
 
 

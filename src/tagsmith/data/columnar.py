@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
+from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 
@@ -16,9 +19,32 @@ def read_parquet(file: File) -> Raw:
     try:
         require_columns(file.name, len(pl.read_parquet_schema(file.path)))
         frame = pl.read_parquet(file.path, glob=False)
+        metadata = pl.read_parquet_metadata(file.path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(file, "Parquet", error) from None
-    return Raw(as_words(frame), f"read as Parquet with the columns {listed(frame.columns)}")
+    frame, told = named_classes(as_words(frame), _features(metadata))
+    return Raw(frame, f"read as Parquet with the columns {listed(frame.columns)}{told}")
+
+
+def _features(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """What Hugging Face's datasets notes about the columns of a Parquet file that it writes."""
+    try:
+        features = json.loads(metadata.get("huggingface", "{}"))["info"]["features"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def named_classes(frame: pl.DataFrame, features: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
+    """Numbers of classes as the names that Hugging Face's `features` give them, and a remark that says so."""
+    named = []
+    for column, feature in features.items():
+        names = feature.get("names") if isinstance(feature, dict) else None
+        if isinstance(names, list) and column in frame.columns and frame.schema[column] == pl.String:
+            named.append(column)
+            numbers = {str(number): str(name) for number, name in enumerate(names)}
+            frame = frame.with_columns(pl.col(column).replace(numbers))
+    return frame, f"; the names of the classes in {listed(named)} stand for their numbers" if named else ""
 
 
 def read_arrow(file: File) -> Raw:

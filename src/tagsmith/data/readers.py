@@ -9,19 +9,23 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
+from tagsmith.config import DataConfig
 from tagsmith.data.archives import unpacked
 from tagsmith.data.columnar import read_arrow, read_excel, read_parquet
 from tagsmith.data.columns import Columns, find_columns, texts_of
+from tagsmith.data.databases import is_url, read_database, redacted
 from tagsmith.data.delimited import read_delimited
 from tagsmith.data.encodings import as_utf8
 from tagsmith.data.files import File, Header, Layout, Quoting, Raw, first_line, listed
+from tagsmith.data.folders import read_folder
+from tagsmith.data.hub import hub_files, is_hub
 from tagsmith.data.labelling import labels_of, settle
 from tagsmith.data.records import read_json
 from tagsmith.data.sources import find_files
 from tagsmith.data.table import Change, Table
 from tagsmith.errors import DataError
 
-__all__ = ["Columns", "find_columns", "read", "read_frame", "texts_of"]
+__all__ = ["Columns", "find_columns", "is_url", "read", "read_as", "read_frame", "redacted", "texts_of"]
 
 
 def read(
@@ -40,6 +44,7 @@ def read(
     delimiter: str | None = None,
     encoding: str | None = None,
     header: Header = "auto",
+    query: str | None = None,
     labelled: bool = True,
 ) -> Table:
     """The rows of a source that have a text and, where `labelled`, a label; the rest is counted in the history.
@@ -48,7 +53,8 @@ def read(
 
     Args:
         source: a table in a file (CSV, TSV, JSON, JSON lines, Parquet, Arrow, Excel, plain or in a zip, gz or zst), a
-            glob of such files, or `-` for standard input.
+            glob of such files, `-` for standard input, a folder with a sub-folder of texts per label, a folder that
+            Hugging Face's datasets saved, `hf:NAME` or `hf:NAME:SPLIT` from the hub, or the address of a database.
         text: the column of the text, or a template with several, such as "{title}. {body}".
         text_pair: the column of a second text; both are one string with `PAIR` between them.
         label: the column of the label, or the columns that say 0 or 1 of one label each.
@@ -62,9 +68,10 @@ def read(
         delimiter: what separates the cells of a text file, found by itself without.
         encoding: that of a text file, found by itself without.
         header: whether the first row of a text file names the columns.
+        query: what a database is asked; without it, all rows of its only table.
         labelled: whether rows without a label are dropped, and a label column is looked for by its content.
     """
-    raw = read_frame(source, quoting=quoting, delimiter=delimiter, encoding=encoding, header=header)
+    raw = read_frame(source, quoting=quoting, delimiter=delimiter, encoding=encoding, header=header, query=query)
     columns = find_columns(
         raw.frame,
         text=text,
@@ -92,6 +99,26 @@ def read(
     return table
 
 
+def read_as(source: str | Path, settings: DataConfig, *, labelled: bool = True) -> Table:
+    """`read` with the settings of a run; the query is for a database, and other sources do without."""
+    return read(
+        source,
+        text=settings.text,
+        text_pair=settings.text_pair,
+        label=settings.label,
+        label_separator=settings.label_separator,
+        group=settings.group,
+        merge_labels=settings.merge_labels,
+        drop_labels=settings.drop_labels,
+        quoting=settings.quoting,
+        delimiter=settings.delimiter,
+        encoding=settings.encoding,
+        header=settings.header,
+        query=settings.query if is_url(source) else None,
+        labelled=labelled,
+    )
+
+
 def read_frame(
     source: str | Path,
     *,
@@ -99,12 +126,30 @@ def read_frame(
     delimiter: str | None = None,
     encoding: str | None = None,
     header: Header = "auto",
+    query: str | None = None,
 ) -> Raw:
     """Every row and column of a source, for those who give them back beside the answers; DataError as in `read`."""
+    if is_url(source):
+        return _filled(read_database(str(source), query), redacted(source))
+    if query is not None:
+        raise DataError(
+            f"A query was given, and '{source}' is no database. Expected sqlite:///PATH or postgresql://...; leave the "
+            "query out."
+        )
+    if source != "-" and Path(source).is_dir():
+        return _filled(read_folder(Path(source)), str(source))
     layout = Layout(quoting, delimiter, encoding, header)
     with tempfile.TemporaryDirectory(prefix="tagsmith-", ignore_cleanup_errors=True) as folder:
-        files = find_files(source, Path(folder))
+        files = hub_files(str(source)) if is_hub(source) else find_files(source, Path(folder))
         return _joined(files, [_read_file(file, layout, Path(folder)) for file in files])
+
+
+def _filled(raw: Raw, name: str) -> Raw:
+    if not raw.frame.height:
+        raise DataError(
+            f"'{name}' has a header ({listed(raw.frame.columns)}) and no rows. Expected rows below it; add some."
+        )
+    return raw
 
 
 def _joined(files: Sequence[File], raws: Sequence[Raw]) -> Raw:
@@ -147,11 +192,7 @@ def _read_file(file: File, layout: Layout, scratch: Path) -> Raw:
         raw = read_json(file) if _is_json(file) else read_delimited(file, layout)
     else:
         raw = {"parquet": read_parquet, "arrow": read_arrow, "excel": read_excel}[kind](file)
-    if not raw.frame.height:
-        raise DataError(
-            f"'{file.name}' has a header ({listed(raw.frame.columns)}) and no rows. Expected rows below it; add some."
-        )
-    return replace(raw, how="; ".join([*file.notes, raw.how]))
+    return replace(_filled(raw, file.name), how="; ".join([*file.notes, raw.how]))
 
 
 def _kind(file: File) -> str:

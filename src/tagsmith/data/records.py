@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from tagsmith.data.cells import is_plain_list, joined, part_of
 from tagsmith.data.files import File, Raw, listed, mapped, require_columns
 from tagsmith.errors import DataError
 
@@ -69,7 +69,7 @@ def _read_fast(file: File, data: mmap.mmap) -> pl.DataFrame | None:
         if not isinstance(record, dict):
             return None
         for key, value in record.items():
-            types[key] = pl.List(pl.String) if _is_plain_list(value) else types.get(key, pl.String)
+            types[key] = pl.List(pl.String) if is_plain_list(value) else types.get(key, pl.String)
     require_columns(file.name, len(types))
     try:
         return pl.read_ndjson(file.path, schema=types)
@@ -93,10 +93,6 @@ def _sampled(data: mmap.mmap) -> Iterator[bytes]:
         end = data.find(b"\n", start)
         if 0 < start < end and data[start:end].strip():
             yield data[start:end]
-
-
-def _is_plain_list(value: object) -> bool:
-    return isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
 
 
 # --- one record after the other -------------------------------------------------------------------------------------
@@ -203,51 +199,7 @@ def _frame_of(records: Iterator[Record]) -> tuple[pl.DataFrame, int]:
     parts, mended = [], 0
     while part := list(itertools.islice(records, _ROWS_AT_ONCE)):
         names = list(dict.fromkeys(itertools.chain.from_iterable(part)))
-        require_columns("the JSON file", len(names))
-        columns = []
-        for name in names:
-            column, strange = _column(name, [record.get(name) for record in part])
-            columns.append(column)
-            mended += strange
-        parts.append(pl.DataFrame(columns))
-    lists = {column.name for part in parts for column in part if column.dtype == pl.List}
-    wrapped = [part.with_columns(_as_list(part[name]) for name in part.columns if name in lists) for part in parts]
-    return (pl.concat(wrapped, how="diagonal") if wrapped else pl.DataFrame()), mended
-
-
-def _column(name: str, values: Sequence[object]) -> tuple[pl.Series, int]:
-    is_list = any(_is_plain_list(value) for value in values)
-    dtype = pl.List(pl.String) if is_list else pl.String
-    words = [_cell(value, as_list=is_list) for value in values]
-    try:
-        return pl.Series(_mended(name), words, dtype=dtype), 0
-    except UnicodeEncodeError:
-        mended = [[*map(_mended, word)] if isinstance(word, list) else _mended(word) for word in words]
-        strange = sum(old != new for old, new in zip(words, mended, strict=True))
-        return pl.Series(_mended(name), mended, dtype=dtype), strange
-
-
-def _as_list(column: pl.Series) -> pl.Series:
-    if column.dtype == pl.List:
-        return column
-    return column.to_frame().select(pl.when(pl.all().is_not_null()).then(pl.concat_list(pl.all()))).to_series()
-
-
-def _cell(value: object, *, as_list: bool) -> str | list[str | None] | None:
-    if not as_list or value is None:
-        return _word(value)
-    return [_word(item) for item in value] if isinstance(value, list) else [_word(value)]
-
-
-def _word(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _mended(text: str | None) -> Any:
-    return None if text is None else re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+        frame, strange = part_of(names, ([record.get(name) for record in part] for name in names))
+        parts.append(frame)
+        mended += strange
+    return (joined(parts) if parts else pl.DataFrame()), mended

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tagsmith.data.readers import find_columns, read_frame
+from tagsmith.data.readers import find_columns, read_frame, redacted, texts_of
 from tagsmith.deployment.engine import Answer
 from tagsmith.deployment.manifest import refuse_existing
 from tagsmith.errors import DataError, ResourceError, SettingError
@@ -29,6 +30,7 @@ def score(
     *,
     out: str | Path,
     text: str | None = None,
+    query: str | None = None,
     force: bool = False,
     listen: Listener = silent,
 ) -> int:
@@ -46,13 +48,15 @@ def score(
     if target.suffix not in FORMATS:
         raise SettingError(f"'{target.name}' ends in '{target.suffix}'; expected one of {', '.join(FORMATS)}.")
     refuse_existing(target, force=force)
-    frame = read_frame(source).frame
-    column = text or bundle.settings["config"]["data"]["text"]
-    column = find_columns(frame, text=column, labelled=False).text
+    frame = read_frame(source, query=query).frame
+    data = bundle.settings["config"]["data"]
+    columns = find_columns(frame, text=text or data["text"], text_pair=data.get("text_pair"), labelled=False)
     taken = [name for name in ADDED if name in frame.columns]
     if taken:
-        raise DataError(f"'{source}' has columns {taken} already, which scoring adds. Rename or drop them first.")
-    texts = frame[column].cast(str).fill_null("").to_list()
+        raise DataError(
+            f"'{redacted(source)}' has columns {taken} already, which scoring adds. Rename or drop them first."
+        )
+    texts = texts_of(frame, columns).fill_null("").to_list()
     answers = list(_answers(bundle, texts, listen))
     _write(_labelled(frame, answers), target)
     return len(answers)
@@ -75,6 +79,17 @@ def _labelled(frame: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
     )
 
 
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """Lists and records as JSON, which a cell of a CSV can hold."""
+    import polars as pl
+
+    nested = [column for column in frame if column.dtype.is_nested()]
+    words = (
+        [None if value is None else json.dumps(value, ensure_ascii=False) for value in c.to_list()] for c in nested
+    )
+    return frame.with_columns(pl.Series(c.name, word, dtype=pl.String) for c, word in zip(nested, words, strict=True))
+
+
 def _write(frame: pl.DataFrame, target: Path) -> None:
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -84,7 +99,7 @@ def _write(frame: pl.DataFrame, target: Path) -> None:
             elif target.suffix == ".jsonl":
                 frame.write_ndjson(file)
             else:
-                frame.write_csv(file, separator="\t" if target.suffix == ".tsv" else ",")
+                _flat(frame).write_csv(file, separator="\t" if target.suffix == ".tsv" else ",")
             file.flush()
             os.fsync(file.fileno())
         aside.replace(target)
