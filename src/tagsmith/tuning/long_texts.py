@@ -1,6 +1,6 @@
 """Which part of a long text to read: each policy is tried on frozen states, and the validation rows decide.
 
-Axes: N texts, P pieces, D width, C labels.
+Axes: N texts, D width, C labels.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from tagsmith.data.batching import length_sorted
-from tagsmith.data.encoding import LongTexts, Tokens, mean_of_pieces
+from tagsmith.data.encoding import LongTexts
 from tagsmith.events import Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, frozen_states
-from tagsmith.model.pooling import pool
+from tagsmith.tuning.probes import fit_probe, pooled_states
 
 if TYPE_CHECKING:
     from tagsmith.model.classifier import Classifier
 
 TRAINING_TEXTS, VALIDATION_TEXTS = 1500, 1000
 """Texts that each policy is tried on, at most; drawn once, the same for all of them."""
+
+STRENGTH = 100.0
+"""The probes' penalty: states have as many directions as width, and a probe on few rows must not memorise."""
 
 POLICIES: tuple[LongTexts, ...] = get_args(LongTexts)
 """Cheapest first: the first three cost the same, windows several times as much."""
@@ -72,9 +76,9 @@ def choose_long_texts(
     frozen = FrozenBlocks(classifier.backbone, stop=classifier.backbone.depth, dtype=dtype)
     losses_by_policy = {}
     for policy in POLICIES:
-        pooled_ND = _pooled(classifier, frozen, classifier.encoder.reading(policy).encode(texts), listen)
-        cut = len(train.texts)
-        losses_by_policy[policy] = _probe_losses(pooled_ND[:cut], train.truth, pooled_ND[cut:], validation.truth)
+        states = listened(frozen_states(frozen, classifier.encoder.reading(policy).encode(texts)), listen)
+        pooled_ND = pooled_states(classifier.backbone, states, how=classifier.pooling)
+        losses_by_policy[policy] = _probe_losses(pooled_ND, train, validation, classes=len(classifier.labels))
     chosen = POLICIES[0]
     for policy in POLICIES[1:]:
         gains_N = losses_by_policy[chosen] - losses_by_policy[policy]
@@ -83,37 +87,11 @@ def choose_long_texts(
     return Choice(chosen, {policy: float(losses_N.mean()) for policy, losses_N in losses_by_policy.items()})
 
 
-def _pooled(classifier: Classifier, frozen: FrozenBlocks, tokens: Tokens, listen: Listener) -> np.ndarray:
-    """What a head would see of each text `(N, D)`: the pooled states, averaged over its pieces."""
-    states = listened(frozen_states(frozen, tokens), listen)
-    pooled_PD = np.zeros((len(tokens.rows), classifier.backbone.width), dtype=np.float32)
-    with torch.inference_mode():
-        for pieces in length_sorted(tokens.lengths, tokens_per_batch=4096):
-            hidden_BLD, lengths_B = states.padded(pieces)
-            normed_BLD = classifier.backbone.final_norm(hidden_BLD)
-            pooled_PD[pieces] = pool(normed_BLD, lengths_B, how=classifier.pooling).float().numpy()
-    return mean_of_pieces(pooled_PD, tokens.rows, texts=len(tokens))
-
-
-def _probe_losses(
-    train_ND: np.ndarray, truth: np.ndarray, validation_ND: np.ndarray, answers: np.ndarray
-) -> np.ndarray:
-    """The log loss of each validation text `(N,)` under a regularised logistic regression."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(train_ND)
-    train_ND, validation_ND = scaler.transform(train_ND), scaler.transform(validation_ND)
-    columns = truth.T if truth.ndim == 2 else [truth]
-    right_columns = answers.T if truth.ndim == 2 else [answers]
-    losses = []
-    for column, right in zip(columns, right_columns, strict=True):
-        if len(np.unique(column)) < 2:  # a label that none of the drawn texts has tells the policies nothing
-            continue
-        # Standardised states have as many directions as width: this strength keeps a probe on few rows from memorising.
-        probe = LogisticRegression(C=0.01, max_iter=500).fit(train_ND, column)
-        known = np.isin(right, probe.classes_)
-        places = np.searchsorted(probe.classes_, np.where(known, right, probe.classes_[0]))
-        probs_N = probe.predict_proba(validation_ND)[np.arange(len(right)), places]
-        losses.append(np.where(known, -np.log(np.clip(probs_N, 1e-12, 1)), 0.0))
-    return np.mean(losses, axis=0)
+def _probe_losses(pooled_ND: Tensor, train: Sample, validation: Sample, *, classes: int) -> np.ndarray:
+    """The log loss of each validation text `(N,)` under a regularised linear probe."""
+    truth, cut = torch.from_numpy(train.truth), len(train.texts)
+    probe = fit_probe(pooled_ND[:cut], truth, classes=classes, strength=STRENGTH, bias=True)
+    logits_NC, answers = probe.logits(pooled_ND[cut:]), torch.from_numpy(validation.truth)
+    if answers.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits_NC, answers.float(), reduction="none").mean(1).numpy()
+    return F.cross_entropy(logits_NC, answers, reduction="none").numpy()

@@ -1,0 +1,154 @@
+"""Linear probes: logistic regression on frozen, pooled states, its penalty chosen by cross-validation.
+
+Axes: N texts, P pieces, D width, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tagsmith.data.batching import length_sorted
+from tagsmith.data.encoding import Tokens, mean_of_pieces
+from tagsmith.events import Event
+from tagsmith.model.activations import States
+from tagsmith.model.backbone import Backbone
+from tagsmith.model.packing import inference_copy, side_by_side
+from tagsmith.model.pooling import pool
+from tagsmith.tuning.losses import summed_loss
+
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+"""Penalties that cross-validation chooses from: `strength / 2 |W|^2` beside the loss summed over the rows, on states of
+unit variance. The strongest first: a weaker one must do better."""
+
+FOLDS, MOST_STEPS = 3, 60
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe: `weight_CD` and `bias_C` (None where the head has none) act on states as they are."""
+
+    weight_CD: Tensor
+    bias_C: Tensor | None
+    strength: float
+
+    def logits(self, pooled_ND: Tensor) -> Tensor:
+        """Logits `(N, C)`."""
+        return torch.nn.functional.linear(pooled_ND, self.weight_CD, self.bias_C)
+
+
+def fit_probe(
+    pooled_ND: Tensor,
+    truth: Tensor,
+    *,
+    classes: int,
+    strength: float,
+    bias: bool = False,
+    class_weights_C: Tensor | None = None,
+    steps: int = MOST_STEPS,
+) -> Probe:
+    """The probe that minimises the loss plus an L2 penalty, by L-BFGS (Liu and Nocedal 1989) stopped after `steps`.
+
+    Features are scaled to unit variance, not centred: the head it becomes may have no bias.
+    """
+    scale_D = pooled_ND.std(dim=0).clamp(min=1e-6)
+    scaled_ND = pooled_ND / scale_D
+    weight_CD = torch.zeros(classes, pooled_ND.shape[1], requires_grad=True)
+    bias_C = torch.zeros(classes, requires_grad=True) if bias else None
+    learning = [weight_CD] if bias_C is None else [weight_CD, bias_C]
+    optimizer = torch.optim.LBFGS(learning, max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits_NC = torch.nn.functional.linear(scaled_ND, weight_CD, bias_C)
+        total = summed_loss(logits_NC, truth, class_weights_C=class_weights_C) + strength / 2 * weight_CD.square().sum()
+        total = total / len(truth)
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return Probe(weight_CD.detach() / scale_D, None if bias_C is None else bias_C.detach(), strength)
+
+
+def choose_strength(
+    pooled_ND: Tensor, truth: Tensor, groups: np.ndarray, *, classes: int, seed: int, bias: bool = False
+) -> tuple[float, dict[float, float]]:
+    """The strength with the least loss over folds that keep groups whole, and the mean loss of each that was tried."""
+    folds_N = _folds(groups, seed=seed)
+    losses = {}
+    for strength in sorted(STRENGTHS, reverse=True):
+        total = 0.0
+        for fold in range(FOLDS):
+            held = torch.from_numpy(folds_N == fold)
+            probe = fit_probe(pooled_ND[~held], truth[~held], classes=classes, strength=strength, bias=bias)
+            total += summed_loss(probe.logits(pooled_ND[held]), truth[held], class_weights_C=None).item()
+        losses[strength] = total / len(truth)
+    return min(losses, key=lambda strength: losses[strength]), losses
+
+
+def _folds(groups: np.ndarray, *, seed: int) -> np.ndarray:
+    """The fold of each row `(N,)`; rows of one group share one."""
+    distinct, of_row = np.unique(groups, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(distinct)) % FOLDS)[of_row]
+
+
+def pooled_states(backbone: Backbone, states: States, *, how: str) -> Tensor:
+    """What the head sees of texts `(N, D)` whose states left the last block: normed, pooled, averaged over pieces."""
+    tokens = states.tokens
+    pooled_PD = np.zeros((len(tokens.rows), backbone.width), dtype=np.float32)
+    with torch.inference_mode():
+        for pieces in length_sorted(tokens.lengths, tokens_per_batch=4096):
+            hidden_BLD, lengths_B = states.padded(pieces)
+            pooled_PD[pieces] = pool(backbone.final_norm(hidden_BLD), lengths_B, how=how).float().numpy()
+    return torch.from_numpy(mean_of_pieces(pooled_PD, tokens.rows, texts=len(tokens)))
+
+
+def pooled_by_depth(
+    backbone: Backbone,
+    tokens: Tokens,
+    *,
+    poolings: Sequence[str],
+    dtype: torch.dtype,
+    tokens_per_batch: int = 512,
+) -> Generator[Event, None, dict[tuple[int, str], Tensor]]:
+    """Pooled states `(N, D)` by depth (blocks passed, 1 to all) and pooling, from one pass over the blocks.
+
+    Each depth is normed as if the backbone ended there. Texts must have tokens.
+    """
+    blocks = inference_copy(backbone.blocks, dtype=dtype)
+    found = {
+        (depth, how): np.zeros((len(tokens.rows), backbone.width), dtype=np.float32)
+        for depth in range(1, backbone.depth + 1)
+        for how in poolings
+    }
+
+    @torch.inference_mode()
+    def climb(pieces: np.ndarray) -> dict[tuple[int, str], Tensor]:
+        ids_BL, lengths = tokens.padded(pieces)
+        lengths_B = torch.from_numpy(lengths)
+        hidden_BLD = backbone.embed(torch.from_numpy(ids_BL)).to(dtype)
+        context = backbone.context(hidden_BLD, lengths_B)
+        pooled = {}
+        for i in range(backbone.depth):
+            hidden_BLD = backbone.run(hidden_BLD, context, start=i, stop=i + 1, blocks=blocks[i : i + 1])
+            normed_BLD = backbone.final_norm(hidden_BLD.float())
+            for how in poolings:
+                pooled[i + 1, how] = pool(normed_BLD, lengths_B, how=how)
+        return pooled
+
+    done = 0
+    batches = length_sorted(tokens.lengths, tokens_per_batch=tokens_per_batch)
+    for pieces, pooled in zip(batches, side_by_side(climb, batches), strict=True):
+        for key, pooled_BD in pooled.items():
+            found[key][pieces] = pooled_BD.numpy()
+        done += len(pieces)
+        yield Event("model", "probed", done, len(tokens.rows))
+    return {
+        key: torch.from_numpy(mean_of_pieces(pooled_PD, tokens.rows, texts=len(tokens)))
+        for key, pooled_PD in found.items()
+    }

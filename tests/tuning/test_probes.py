@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from tagsmith.config import ModelConfig
+from tagsmith.events import listened, silent
+from tagsmith.labels import Labels
+from tagsmith.model.activations import FrozenBlocks, frozen_states
+from tagsmith.model.classifier import build
+from tagsmith.tuning.probes import STRENGTHS, choose_strength, fit_probe, pooled_by_depth, pooled_states
+
+TEXTS = ["a lovely room", "x", "the waiter was rude and the soup was cold", "breakfast at nine, dinner at seven"]
+
+
+def points(count=300, *, width=12, classes=3, seed=0):
+    """Unit-variance points whose label is the largest of three linear scores, with noise."""
+    random = np.random.default_rng(seed)
+    pooled_ND = random.normal(size=(count, width)) * np.linspace(0.1, 5, width)
+    scores_NC = pooled_ND / pooled_ND.std(axis=0) @ random.normal(size=(width, classes)) + random.normal(
+        size=(count, classes)
+    )
+    return torch.from_numpy(pooled_ND).float(), torch.from_numpy(scores_NC.argmax(axis=1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("strength", [1.0, 30.0])
+def test_a_probe_is_scikit_learns_logistic_regression(strength, bias):
+    pooled_ND, truth_N = points()
+    probe = fit_probe(pooled_ND, truth_N, classes=3, strength=strength, bias=bias, steps=500)
+    scaled_ND = (pooled_ND / pooled_ND.std(dim=0)).double().numpy()
+    reference = LogisticRegression(C=1 / strength, fit_intercept=bias, max_iter=2000, tol=1e-8)
+    expected_NC = reference.fit(scaled_ND, truth_N.numpy()).predict_proba(scaled_ND)
+    probs_NC = probe.logits(pooled_ND).softmax(dim=1).numpy()
+    np.testing.assert_allclose(probs_NC, expected_NC, atol=2e-3)
+
+
+def test_a_probe_of_several_labels_is_one_regression_for_each():
+    pooled_ND, truth_N = points(classes=2)
+    truth_NC = torch.stack([truth_N == 0, pooled_ND[:, 3] > 0], dim=1)
+    probe = fit_probe(pooled_ND, truth_NC, classes=2, strength=2.0, bias=True, steps=500)
+    scaled_ND = (pooled_ND / pooled_ND.std(dim=0)).double().numpy()
+    for column in range(2):
+        # The joint loss is averaged over labels, so that its penalty weighs twice as much for each.
+        reference = LogisticRegression(C=1 / 4.0, max_iter=2000, tol=1e-8).fit(scaled_ND, truth_NC[:, column].numpy())
+        probs_N = probe.logits(pooled_ND)[:, column].sigmoid().numpy()
+        np.testing.assert_allclose(probs_N, reference.predict_proba(scaled_ND)[:, 1], atol=2e-3)
+
+
+def test_the_penalty_with_the_least_loss_on_unseen_groups_is_chosen():
+    pooled_ND, truth_N = points(60, width=40)
+    pooled_ND = pooled_ND.repeat(4, 1)
+    truth_N = truth_N.repeat(4)
+    alone, losses = choose_strength(pooled_ND, truth_N, np.arange(240), classes=3, seed=0)
+    together, kept = choose_strength(pooled_ND, truth_N, np.tile(np.arange(60), 4), classes=3, seed=0)
+    assert set(losses) == set(STRENGTHS)
+    assert losses[alone] == min(losses.values())
+    # With its copies in other folds each point is known by heart, and no penalty seems needed.
+    assert alone < together
+    assert losses[alone] < kept[together]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_states_of_every_depth_are_those_of_a_backbone_cut_there(family, make_folder):
+    folder = make_folder(family)
+
+    def classifier_of(layers):
+        config = ModelConfig(max_tokens=48)
+        return build(folder, config, labels=Labels.of(["a", "b"]), layers=layers, seed=0).eval().requires_grad_(False)
+
+    whole = classifier_of(None)
+    tokens = whole.encoder.encode(TEXTS)
+    found = listened(pooled_by_depth(whole.backbone, tokens, poolings=("last", "mean"), dtype=torch.float32), silent)
+    assert set(found) == {(d, how) for d in range(1, whole.backbone.depth + 1) for how in ("last", "mean")}
+    for depth in range(1, whole.backbone.depth + 1):
+        cut = classifier_of(depth).backbone
+        states = listened(frozen_states(FrozenBlocks(cut, stop=depth, dtype=torch.float32), tokens), silent)
+        for how in ("last", "mean"):
+            torch.testing.assert_close(found[depth, how], pooled_states(cut, states, how=how), atol=1e-5, rtol=1e-5)
