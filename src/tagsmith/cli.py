@@ -20,6 +20,8 @@ from tagsmith.errors import ResourceError, SettingError, TagsmithError
 
 if TYPE_CHECKING:
     from tagsmith.config import Config
+    from tagsmith.deployment.bundle import Bundle
+    from tagsmith.deployment.engine import Answer
 
 app = typer.Typer(
     help="Turn a table of labelled text into a classifier, and say honestly whether the LLM was worth it.",
@@ -128,19 +130,26 @@ def predict(
     lines = [line.rstrip("\r\n") for line in sys.stdin] if texts == ["-"] else texts or []
     loaded = load(bundle)
     for line, answer in zip(lines, loaded.answer(lines), strict=True):
-        if as_json:
-            probabilities = dict(zip(loaded.labels, answer.probabilities, strict=False))
-            values = {
-                "text": line,
-                "label": answer.label,
-                "probabilities": probabilities,
-                "truncated": answer.truncated,
-            }
-            print(json.dumps(values | ({"reason": answer.reason} if answer.reason else {}), ensure_ascii=False))
-        elif answer.label is None:
-            print(f"-\t-\t{line}\t({answer.reason})")
-        else:
-            print(f"{answer.label}\t{answer.probability:.4f}\t{' '.join(line.split())}")
+        print(_as_json(line, answer, loaded) if as_json else _as_line(line, answer, loaded))
+
+
+def _as_json(text: str, answer: Answer, bundle: Bundle) -> str:
+    values: dict[str, Any] = {"text": text}
+    values |= {"labels": list(answer.labels)} if bundle.multi_label else {"label": answer.label}
+    values["probabilities"] = dict(zip(bundle.labels, answer.probabilities, strict=False))
+    if bundle.engine.thresholds is not None:
+        values["thresholds"] = dict(zip(bundle.labels, bundle.engine.thresholds.tolist(), strict=True))
+    values["truncated"] = answer.truncated
+    return json.dumps(values | ({"reason": answer.reason} if answer.reason else {}), ensure_ascii=False)
+
+
+def _as_line(text: str, answer: Answer, bundle: Bundle) -> str:
+    """Labels, probabilities and text with tabs between them; `-` for none."""
+    if answer.reason is not None:
+        return f"-\t-\t{text}\t({answer.reason})"
+    chances = dict(zip(bundle.labels, answer.probabilities, strict=True))
+    shown = ", ".join(f"{chances[label]:.4f}" for label in answer.labels)
+    return f"{', '.join(answer.labels) or '-'}\t{shown or '-'}\t{' '.join(text.split())}"
 
 
 @app.command()

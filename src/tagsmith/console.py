@@ -58,15 +58,15 @@ class Console:
     def scores(self, report: Mapping[str, Any], *, file: TextIO | None = None) -> None:
         """The verdict and the scores of model and baselines, as a table."""
         console = RichConsole(file=file or sys.stderr, highlight=False, soft_wrap=True)
-        rows = RichTable("", "accuracy", "macro F1", "log loss", box=None, pad_edge=False, header_style="bold")
-        named = (("this classifier", report["test"]), ("TF-IDF + linear", report["baselines"]["tfidf"]))
-        for name, scores in (*named, ("majority", report["baselines"]["majority"])):
-            rows.add_row(name, _percent(scores["accuracy"]), _percent(scores["macro_f1"]), _plain(scores["log_loss"]))
-        if report.get("before_tuning"):
-            before = report["before_tuning"]
-            rows.add_row(
-                "before tuning", _percent(before["accuracy"]), _percent(before["macro_f1"]), _plain(before["log_loss"])
-            )
+        shares = {"accuracy": "accuracy", "macro F1": "macro_f1"}
+        if report["test"].get("kind") == "multi_label":
+            shares = {"micro F1": "micro_f1", "macro F1": "macro_f1", "exact sets": "accuracy"}
+        rows = RichTable("", *shares, "log loss", box=None, pad_edge=False, header_style="bold")
+        named = {"this classifier": report["test"], "TF-IDF + linear": report["baselines"]["tfidf"]}
+        named |= {"majority": report["baselines"]["majority"]}
+        named |= {"before tuning": report["before_tuning"]} if report.get("before_tuning") else {}
+        for name, scores in named.items():
+            rows.add_row(name, *(_percent(scores[key]) for key in shares.values()), _plain(scores["log_loss"]))
         console.print(f"\nOn {report['test']['n']} test rows (with 95 % intervals):")
         console.print(rows)
         for note in report.get("notes", ()):

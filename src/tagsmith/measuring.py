@@ -12,13 +12,14 @@ from tagsmith.data.table import Table
 from tagsmith.errors import DataError
 from tagsmith.events import Event, listened, silent
 from tagsmith.labels import Labels
-from tagsmith.run import Result, Run
+from tagsmith.run import HELD_OUT, Result, Run
 
 if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.evaluation.page import Mishap
     from tagsmith.evaluation.report import Report
     from tagsmith.model.classifier import Classifier, Scorer
+    from tagsmith.model.lexical import Lexical
 
 
 def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> tuple[Report, np.ndarray]:
@@ -46,13 +47,17 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         truth=result.parts["test"].truth,
         probs=probs_NC,
         baseline_probs=bundle.baseline_probabilities(table.texts),
+        thresholds=_thresholds(bundle, result, run),
+        metric=config.evaluation.metric,
         groups=table.groups,
         labels=bundle.engine.labels,
         before_probs=calibration.probabilities(before_NC),
         leaked=prepared.leaked,
-        discordance=_discordance(bundle, prepared, result),
+        discordance=_discordance(bundle, prepared, result, run),
         curves=result.tuned.curves,
-        calibration=bundle.settings["calibration"] | {"rows": len(result.parts["calibration"].truth)},
+        calibration=bundle.settings["calibration"]
+        | {"rows": len(result.parts["calibration"].truth)}
+        | _about_thresholds(bundle, result),
         notes=[*prepared.notes, *run.notes],
         reproduce=run.command,
         margin=config.evaluation.margin,
@@ -65,11 +70,16 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
 def _fit_baselines(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> None:
     """Fit TF-IDF on the rows that the LLM learned from, and save it beside the LLM."""
     from tagsmith.deployment.bundle import write_baselines
-    from tagsmith.model.lexical import fit_lexical
+    from tagsmith.model.lexical import fit_lexical, fit_lexical_sets
 
     run.listen(Event("evaluation", "baselines", values={"text": "TF-IDF on the same rows"}))
     table, truth, labels = prepared.splits.train, result.parts["train"].truth, bundle.engine.labels
     weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
+    if labels.multi_label:
+        lexical = fit_lexical_sets(table.texts, truth, table.groups, seed=run.config.seed, weights_C=weights_C)
+        thresholds = _baseline_thresholds(lexical, prepared, result, run)
+        write_baselines(bundle.folder, lexical, truth.mean(axis=0).tolist(), thresholds=thresholds)
+        return
     lexical = fit_lexical(
         table.texts,
         truth,
@@ -82,9 +92,55 @@ def _fit_baselines(bundle: Bundle, prepared: Prepared, result: Result, run: Run)
     write_baselines(bundle.folder, lexical, priors.tolist())
 
 
-def _discordance(bundle: Bundle, prepared: Prepared, result: Result) -> float:
-    """The share of validation rows that just one of LLM and TF-IDF gets right; it says what the test rows can show."""
-    truth = result.parts["validation"].truth
+def _baseline_thresholds(lexical: Lexical, prepared: Prepared, result: Result, run: Run) -> dict[str, np.ndarray]:
+    """Those of TF-IDF are fitted as the model's own, on the same rows; majority means half of the rows."""
+    from tagsmith.evaluation.thresholds import EVEN, fit_thresholds
+
+    texts = [text for name in HELD_OUT for text in getattr(prepared.splits, name).texts]
+    fitted = fit_thresholds(lexical.probabilities(texts), result.held_out_truth, metric=run.config.evaluation.metric)
+    return {"majority": np.full(len(fitted.values), EVEN), "tfidf": fitted.values}
+
+
+def _thresholds(bundle: Bundle, result: Result, run: Run) -> dict[str, np.ndarray] | None:
+    """The bundle's, and those that the model would have had before tuning, fitted on the same rows."""
+    from tagsmith.evaluation.thresholds import fit_thresholds
+    from tagsmith.tuning.methods import swapped
+
+    classifier, known = bundle.engine.classifier, bundle.thresholds
+    if known is None:
+        return None
+    with swapped(classifier, result.untuned):
+        before_NC = classifier.calibration.probabilities(result.held_out_logits(classifier))
+    fitted = fit_thresholds(before_NC, result.held_out_truth, metric=run.config.evaluation.metric)
+    return known | {"before_tuning": fitted.values}
+
+
+def _about_thresholds(bundle: Bundle, result: Result) -> dict[str, Any]:
+    """On how many rows thresholds were fitted, and which labels share theirs."""
+    if result.thresholds is None:
+        return {}
+    shared = [name for name, is_shared in zip(bundle.labels, result.thresholds.shared, strict=True) if is_shared]
+    return {"thresholds": {"rows": result.thresholds.rows, "shared": shared}}
+
+
+def _discordance(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> float:
+    """The share of validation rows that just one of LLM and TF-IDF gets right; it says what the test rows can show.
+
+    With several labels a row: how far their answers differ in what they are compared by.
+    """
+    truth, thresholds = result.parts["validation"].truth, bundle.thresholds
+    if thresholds is not None:
+        from tagsmith.evaluation.set_comparison import paired_spread, primary_measure
+
+        classifier, table = bundle.engine.classifier, prepared.splits.validation
+        probs_NC = classifier.calibration.probabilities(result.logits(classifier, "validation"))
+        return paired_spread(
+            truth,
+            probs_NC >= thresholds["model"],
+            bundle.baseline_probabilities(table.texts)["tfidf"] >= thresholds["tfidf"],
+            table.groups,
+            measure=primary_measure(run.config.evaluation.metric),
+        )
     llm = result.logits(bundle.engine.classifier, "validation").argmax(axis=1) == truth
     tfidf = bundle.baseline_probabilities(prepared.splits.validation.texts)["tfidf"].argmax(axis=1) == truth
     return float((llm != tfidf).mean())
@@ -178,14 +234,37 @@ def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
     }
 
 
-def mistakes(table: Table, truth: np.ndarray, probs_NC: np.ndarray, labels: Labels, most: int = 20) -> list[Mishap]:
-    """The surest wrong answers first."""
+def mistakes(
+    table: Table, truth: np.ndarray, probs_NC: np.ndarray, classifier: Classifier, most: int = 20
+) -> list[Mishap]:
+    """The surest wrong answers first; a set of labels is as sure as its surest wrong decision."""
     from tagsmith.evaluation.page import Mishap
 
+    labels = classifier.labels
+    if classifier.thresholds is not None:
+        return _wrong_sets(table, truth, probs_NC, probs_NC >= classifier.thresholds, labels)[:most]
     predicted, surest = probs_NC.argmax(axis=1), probs_NC.max(axis=1)
     wrong = np.flatnonzero(predicted != truth)
     texts, rows = table.texts, table.rows
     return [
         Mishap(int(rows[i]), texts[i], labels.names[truth[i]], labels.names[predicted[i]], float(surest[i]))
         for i in wrong[np.argsort(-surest[wrong], kind="stable")][:most]
+    ]
+
+
+def _wrong_sets(
+    table: Table, truth: np.ndarray, probs_NC: np.ndarray, answers: np.ndarray, labels: Labels
+) -> list[Mishap]:
+    from tagsmith.evaluation.page import Mishap
+
+    surety_N = np.where(truth != answers, np.where(answers, probs_NC, 1 - probs_NC), 0.0).max(axis=1)
+    wrong = np.flatnonzero((truth != answers).any(axis=1))
+    texts, rows = table.texts, table.rows
+
+    def named(has_C: np.ndarray) -> str:
+        return ", ".join(labels.decode(np.flatnonzero(has_C))) or "-"
+
+    return [
+        Mishap(int(rows[i]), texts[i], named(truth[i]), named(answers[i]), float(surety_N[i]))
+        for i in wrong[np.argsort(-surety_N[wrong], kind="stable")]
     ]

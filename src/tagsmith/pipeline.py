@@ -31,9 +31,8 @@ from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import PAIR, Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
-from tagsmith.labels import Labels
 from tagsmith.measuring import book_tables, data_section, measure_test, mistakes
-from tagsmith.run import Result, Run
+from tagsmith.run import Result, Run, labels_of, truth_of
 
 if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
@@ -131,7 +130,7 @@ def evaluate(
             f"{len(table) - len(answered)} of {len(table)} rows have an empty text, get no answer, and count nowhere."
         )
     texts = table.take(answered).texts
-    truth = loaded.engine.labels.encode(table.labels)
+    truth = truth_of(table, loaded.engine.labels)
     return build_report(
         data=data_section(
             grouped.table.history, rows=len(table), splits={"test": len(table)}, labels=loaded.engine.labels
@@ -141,6 +140,8 @@ def evaluate(
         truth=truth[answered],
         probs=probs_NC[answered],
         baseline_probs=loaded.baseline_probabilities(texts),
+        thresholds=loaded.thresholds,
+        metric=config.evaluation.metric,
         groups=grouped.table.groups[answered],
         labels=loaded.engine.labels,
         calibration=loaded.settings["calibration"],
@@ -297,6 +298,7 @@ _HEAVY = (
 def _build(prepared: Prepared, run: Run) -> Classifier:
     from tagsmith.model.classifier import build
     from tagsmith.model.gguf import ready_folder
+    from tagsmith.model.heads import begin_at
 
     run.weights = _locate(run)
     folder = ready_folder(run.weights, listen=run.listen)
@@ -304,9 +306,12 @@ def _build(prepared: Prepared, run: Run) -> Classifier:
     layers: int | None = model.layers if isinstance(model.layers, int) else None
     if model.layers == "recommended" and asset is not None:
         layers = asset.layers
-    labels = Labels.of(prepared.splits.train.labels)
+    labels = labels_of(prepared.splits.train)
     pairs = bool(prepared.splits.train.frame["text"].str.contains(PAIR, literal=True).any())
     classifier = build(folder, model, labels=labels, layers=layers, seed=run.config.seed, pairs=pairs)
+    if labels.multi_label:
+        weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
+        begin_at(classifier.head, truth_of(prepared.splits.train, labels), weights_C=weights_C)
     values = {"backbone": run.weights.name, "layers": classifier.backbone.depth, "pooling": classifier.pooling}
     run.listen(Event("model", "built", values=values))
     return classifier
@@ -320,7 +325,8 @@ def _choose_long_texts(classifier: Classifier, prepared: Prepared, run: Run) -> 
     from tagsmith.tuning.loop import arithmetic
 
     train, validation = (
-        Sample(table.texts, _truth(classifier, table)) for table in (prepared.splits.train, prepared.splits.validation)
+        Sample(table.texts, truth_of(table, classifier.labels))
+        for table in (prepared.splits.train, prepared.splits.validation)
     )
     choice = choose_long_texts(
         classifier, train, validation, dtype=arithmetic(run.config), seed=run.config.seed, listen=run.listen
@@ -360,6 +366,7 @@ def _tune(
     classifier: Classifier, prepared: Prepared, run: Run, *, checkpoint: Path, resume: bool, stop: Callable[[], bool]
 ) -> Result:
     from tagsmith.evaluation.selection import selection_metric
+    from tagsmith.evaluation.thresholds import fit_thresholds
     from tagsmith.tuning.loop import tune
     from tagsmith.tuning.methods import trainable
 
@@ -370,7 +377,7 @@ def _tune(
         classifier,
         {name: part for name, part in parts.items() if name != "test" and len(part.truth)},
         run.config,
-        metric=selection_metric(run.config.evaluation.metric),
+        metric=selection_metric(run.config.evaluation.metric, multi_label=classifier.labels.multi_label),
         class_weights=None if prepared.class_weights is None else classifier.labels.in_order(prepared.class_weights),
         checkpoint=checkpoint,
         resume=resume,
@@ -379,13 +386,11 @@ def _tune(
     )
     result = Result(parts, tuned, untuned, sum(weight.numel() for _, weight in learning))
     classifier.calibration = _calibrate(classifier, prepared, result, run)
+    if classifier.labels.multi_label:
+        probs_NC = classifier.calibration.probabilities(result.held_out_logits(classifier))
+        result.thresholds = fit_thresholds(probs_NC, result.held_out_truth, metric=run.config.evaluation.metric)
+        classifier.thresholds = result.thresholds.values
     return result
-
-
-def _truth(classifier: Classifier, table: Table) -> np.ndarray:
-    """Label ids `(N,)`, or which labels each text has `(N, C)` where it may have several."""
-    labels = classifier.labels
-    return labels.encode_sets(table.label_sets) if labels.multi_label else labels.encode(table.labels)
 
 
 def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
@@ -393,7 +398,7 @@ def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
 
     parts = {}
     for name, table in prepared.splits.items():
-        parts[name] = Part(classifier.encoder.encode(table.texts), classifier.labels.encode(table.labels))
+        parts[name] = Part(classifier.encoder.encode(table.texts), truth_of(table, classifier.labels))
         if not parts[name].tokens.lengths.all():
             empty = parts[name].tokens.rows[parts[name].tokens.lengths == 0]
             row = int(table.rows[empty[0]])
@@ -410,18 +415,21 @@ def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
 
 def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Calibration:
     """A temperature from the calibration rows, after undoing the prior of re-balanced training rows."""
-    from tagsmith.evaluation.calibration import fit_temperature, prior_offset
+    from tagsmith.evaluation.calibration import fit_set_temperature, fit_temperature, prior_offset
     from tagsmith.model.classifier import Calibration
 
-    offset = None
-    if run.config.data.balance != "none":
+    offset, multi_label = None, classifier.labels.multi_label
+    if multi_label and prepared.class_weights is not None:
+        offset = tuple(float(x) for x in -np.log(classifier.labels.in_order(prepared.class_weights)))
+    elif run.config.data.balance != "none":
         true = classifier.labels.in_order(prepared.true_priors)
         offset = tuple(float(x) for x in prior_offset(np.full(len(true), 1 / len(true)), true))
     part = result.parts["calibration"]
     if not (run.config.evaluation.calibrate and len(part.truth)):
-        return Calibration(1.0, offset)
-    logits_NC = result.logits(classifier, "calibration")
-    return Calibration(fit_temperature(logits_NC + np.asarray(offset or 0.0), part.truth), offset)
+        return Calibration(1.0, offset, multi_label)
+    logits_NC = result.logits(classifier, "calibration") + np.asarray(offset or 0.0)
+    fit = fit_set_temperature if multi_label else fit_temperature
+    return Calibration(fit(logits_NC, part.truth), offset, multi_label)
 
 
 # ---- Stage 5, first half: save, so that stage 4 measures what is served
@@ -451,7 +459,8 @@ def _data_hash(prepared: Prepared) -> str:
     """SHA-256 of all texts and labels by split: the same for the same rows in the same parts."""
     digest = hashlib.sha256()
     for name, table in prepared.splits.items():
-        digest.update(json.dumps([name, table.texts, table.labels]).encode())
+        labels = table.label_sets if table.multi_label else table.labels
+        digest.update(json.dumps([name, table.texts, labels]).encode())
     return digest.hexdigest()
 
 
@@ -469,7 +478,7 @@ def _write_report(
         "environment": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
         | _versions(),
     }
-    surest = mistakes(prepared.splits.test, result.parts["test"].truth, probs_NC, bundle.engine.labels)
+    surest = mistakes(prepared.splits.test, result.parts["test"].truth, probs_NC, bundle.engine.classifier)
     write_report(bundle.folder, report, run=facts, mistakes=surest)
 
 

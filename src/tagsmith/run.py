@@ -6,15 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tagsmith.assets import Located
 from tagsmith.config import Config
+from tagsmith.data.table import Table
+from tagsmith.errors import DataError
 from tagsmith.events import Event, Listener
+from tagsmith.labels import Labels
 
 if TYPE_CHECKING:
+    from tagsmith.evaluation.thresholds import Thresholds
     from tagsmith.model.classifier import Classifier
     from tagsmith.tuning.loop import Part, Tuned
 
@@ -45,12 +50,13 @@ class Run:
 
 @dataclass
 class Result:
-    """A tuned classifier's parts, curves and kept activations, and its weights from before."""
+    """A tuned classifier's parts, curves and kept activations, its weights from before, and how sets are answered."""
 
     parts: dict[str, Part]
     tuned: Tuned
     untuned: dict[str, Any]
     trained_parameters: int
+    thresholds: Thresholds | None = None
 
     def logits(self, classifier: Classifier, name: str) -> np.ndarray:
         """Logits `(N, C)` of a part; `states` that were kept are gone on from."""
@@ -59,3 +65,35 @@ class Result:
         if name in self.tuned.states and self.tuned.start:
             return finish_states(classifier, self.tuned.states[name], start=self.tuned.start)
         return Scorer(classifier).logits(self.parts[name].tokens)
+
+    def held_out_logits(self, classifier: Classifier) -> np.ndarray:
+        """Logits `(N, C)` of the validation and the calibration rows: those that thresholds are fitted on."""
+        return np.concatenate([self.logits(classifier, name) for name in HELD_OUT if len(self.parts[name].truth)])
+
+    @property
+    def held_out_truth(self) -> np.ndarray:
+        """What `held_out_logits` should say."""
+        return np.concatenate([self.parts[name].truth for name in HELD_OUT])
+
+
+HELD_OUT = ("validation", "calibration")
+
+
+def labels_of(table: Table) -> Labels:
+    """The labels that occur in a table."""
+    return Labels.of(chain.from_iterable(table.label_sets), multi_label=table.multi_label)
+
+
+def truth_of(table: Table, labels: Labels) -> np.ndarray:
+    """Label ids `(N,)`, or which labels each text has `(N, C)` bool where it may have several.
+
+    DataError for labels that training did not see, and for label sets where one label is answered.
+    """
+    if labels.multi_label:
+        return labels.encode_sets(table.label_sets)
+    if table.multi_label:
+        raise DataError(
+            "The rows have lists of labels, but training saw one label a row. Expected rows with one label each; "
+            "give those, or train again with lists."
+        )
+    return labels.encode(table.labels)

@@ -56,8 +56,24 @@ class Bundle:
         """Label names, in the order of the probabilities."""
         return self.engine.labels.names
 
-    def predict(self, texts: Sequence[str]) -> list[str | None]:
-        """The label of each text; None for an empty one."""
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several labels, or none."""
+        return self.engine.labels.multi_label
+
+    @property
+    def thresholds(self) -> dict[str, np.ndarray] | None:
+        """The probabilities `(C,)` from which on labels are answered, by `model` and by each baseline.
+
+        None where the likeliest label is answered.
+        """
+        own = self.engine.thresholds
+        return None if own is None else {"model": own} | dict(read_baselines(self.folder).thresholds)
+
+    def predict(self, texts: Sequence[str]) -> list[str | tuple[str, ...] | None]:
+        """The label of each text, or all of its labels where it may have several; None for an empty text."""
+        if self.multi_label:
+            return [answer.labels if answer.reason is None else None for answer in self.answer(texts)]
         return [answer.label for answer in self.answer(texts)]
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
@@ -102,7 +118,7 @@ def load_classifier(folder: Path, settings: Mapping[str, Any]) -> Classifier:
     from safetensors.torch import load_file
 
     model = settings["model"]
-    labels = Labels(tuple(settings["labels"]))
+    labels = Labels(tuple(settings["labels"]), bool(settings.get("multi_label")))  # bundles of 0.1.0 say nothing
     root = folder if settings["hugging_face"] else folder / TRUNK
     backbone = load_backbone(root)
     encoder = Encoder.from_folder(
@@ -118,8 +134,10 @@ def load_classifier(folder: Path, settings: Mapping[str, Any]) -> Classifier:
     if not settings["hugging_face"]:
         offset = settings["calibration"]["offset"]
         classifier.calibration = Calibration(
-            settings["calibration"]["temperature"], None if offset is None else tuple(offset)
+            settings["calibration"]["temperature"], None if offset is None else tuple(offset), labels.multi_label
         )
+    if labels.multi_label:
+        classifier.thresholds = np.array(settings["thresholds"])
     return classifier.eval().requires_grad_(False)
 
 
@@ -138,6 +156,8 @@ def write_classifier(folder: Path, classifier: Classifier, *, recipe: Mapping[st
     settings = {
         "format": 1,
         "labels": list(classifier.labels.names),
+        "multi_label": classifier.labels.multi_label,
+        "thresholds": None if classifier.thresholds is None else classifier.thresholds.tolist(),
         "hugging_face": expressible,
         "model": {
             "layers": classifier.backbone.depth,
@@ -173,7 +193,8 @@ def hugging_face_expresses(classifier: Classifier) -> bool:
     It pools the last token that is not the pad token, and has a linear head without bias; it knows no offset.
     """
     return (
-        classifier.pooling == "last"
+        not classifier.labels.multi_label
+        and classifier.pooling == "last"
         and classifier.backbone.family.causal
         and _is_linear(classifier.head)
         and classifier.calibration.offset is None
@@ -253,8 +274,17 @@ def _compact(weight: Tensor) -> Tensor:
     return (half if torch.equal(half.to(weight.dtype), weight) else weight.detach()).contiguous()
 
 
-def write_baselines(folder: Path, lexical: Lexical, priors: Sequence[float]) -> None:
-    """Save the TF-IDF model and the labels' shares in training: vocabulary as JSON, numbers as safetensors."""
+def write_baselines(
+    folder: Path,
+    lexical: Lexical,
+    priors: Sequence[float],
+    *,
+    thresholds: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Save the TF-IDF model and the labels' shares in training: vocabulary as JSON, numbers as safetensors.
+
+    `thresholds (C,)` are those of `majority` and `tfidf`, where a text may have several labels.
+    """
     from safetensors.numpy import save_file
 
     baseline = folder / BASELINE
@@ -268,6 +298,8 @@ def write_baselines(folder: Path, lexical: Lexical, priors: Sequence[float]) -> 
         "n_grams": lexical.n_grams,
         "regularisation": lexical.regularisation,
         "priors": [float(prior) for prior in priors],
+        "multi_label": lexical.multi_label,
+        "thresholds": {name: values.tolist() for name, values in (thresholds or {}).items()},
     }
     (baseline / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
 
@@ -284,16 +316,22 @@ def read_baselines(folder: Path) -> Baselines:
         scale=vocabulary["scale"],
         n_grams=vocabulary["n_grams"],
         regularisation=vocabulary["regularisation"],
+        multi_label=bool(vocabulary.get("multi_label")),  # baselines of 0.1.0 say nothing
     )
-    return Baselines(lexical, tuple(vocabulary["priors"]))
+    thresholds = {name: np.array(values) for name, values in vocabulary.get("thresholds", {}).items()}
+    return Baselines(lexical, tuple(vocabulary["priors"]), thresholds)
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """The cheap alternatives: the labels' shares in training, and TF-IDF with a linear model."""
+    """The cheap alternatives: the labels' shares in training, and TF-IDF with a linear model.
+
+    `thresholds (C,)` by name, empty where the likeliest label is answered.
+    """
 
     lexical: Lexical
     priors: tuple[float, ...]
+    thresholds: Mapping[str, np.ndarray]
 
     def probabilities(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Probabilities `(N, C)` of each."""

@@ -16,6 +16,8 @@ def card(report: Mapping[str, Any]) -> str:
         if model["hugging_face"]
         else "Hugging Face's classifiers cannot express this model; load it with Tagsmith."
     )
+    sets = test.get("kind") == "multi_label"
+    main, title = ("micro_f1", "Micro F1") if sets else ("accuracy", "Accuracy")
     lines = [
         "---",
         "library_name: tagsmith",
@@ -27,6 +29,7 @@ def card(report: Mapping[str, Any]) -> str:
         "  - task: {type: text-classification}",
         "    dataset: {name: test rows, type: tagsmith}",
         "    metrics:",
+        *([f"    - {{type: f1, name: micro F1, value: {test['micro_f1']['value']:.4f}}}"] if sets else []),
         f"    - {{type: accuracy, value: {test['accuracy']['value']:.4f}}}",
         f"    - {{type: f1, name: macro F1, value: {test['macro_f1']['value']:.4f}}}",
         "---",
@@ -34,12 +37,13 @@ def card(report: Mapping[str, Any]) -> str:
         "# A text classifier made with Tagsmith",
         "",
         f"Labels: {labels}{' ...' if len(data['labels']) > 20 else ''}",
+        *([_SETS] if sets else []),
         "",
         f"Backbone: {model['backbone']}, {model['layers']} blocks.",
         f"Pooling: {model['pooling']}. Tuned: {model['method']}.",
         "",
-        f"Accuracy on {test['n']} test rows: {_percent(test['accuracy'])}.",
-        f"TF-IDF on the same rows: {_percent(report['baselines']['tfidf']['accuracy'])}.",
+        f"{title} on {test['n']} test rows: {_percent(test[main])}.",
+        f"TF-IDF on the same rows: {_percent(report['baselines']['tfidf'][main])}.",
         "",
         report["verdict"]["text"],
         "",
@@ -52,6 +56,9 @@ def card(report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+_SETS = "A text may have several of them, or none: those from the thresholds in `tagsmith.json` on."
 
 
 def _cleaning(steps: Sequence[str]) -> list[str]:

@@ -17,7 +17,9 @@ class Answer:
     """What is said of one text.
 
     `label` and `probability` are None for a text that gets no answer, and `reason` says why (`empty`);
-    `truncated` says that the text was longer than the classifier reads.
+    `truncated` says that the text was longer than the classifier reads. `labels` are all that were found: one, or
+    where a text may have several those from their thresholds on, in output order; `label` and `probability` are None
+    then, whatever was found.
     """
 
     label: str | None
@@ -25,6 +27,7 @@ class Answer:
     probabilities: tuple[float, ...]
     truncated: bool
     reason: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 class TorchEngine:
@@ -42,6 +45,11 @@ class TorchEngine:
     def scorer(self) -> Scorer:
         """What computes the answers."""
         return self._scorer
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """The probabilities `(C,)` from which on labels are answered; None where the likeliest one is."""
+        return self._classifier.thresholds
 
     @property
     def classifier(self) -> Classifier:
@@ -64,5 +72,9 @@ class TorchEngine:
     def _answer(self, probs_C: np.ndarray, *, cut: bool) -> Answer:
         if np.isnan(probs_C).any():
             return Answer(None, None, (), cut, reason="empty")
+        probabilities, names = tuple(float(p) for p in probs_C), self.labels.names
+        if self.thresholds is not None:
+            found = tuple(names[i] for i in np.flatnonzero(probs_C >= self.thresholds))
+            return Answer(None, None, probabilities, cut, labels=found)
         best = int(probs_C.argmax())
-        return Answer(self.labels.names[best], float(probs_C[best]), tuple(float(p) for p in probs_C), cut)
+        return Answer(names[best], probabilities[best], probabilities, cut, labels=(names[best],))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 2048
 ADDED = ("predicted_label", "probability", "truncated", "remark")
+_BETWEEN = ";"
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -36,29 +37,39 @@ def score(
 ) -> int:
     """Write the rows of `source` to `out` with the columns `predicted_label`, `probability`, `truncated` and `remark`.
 
+    Where a text may have several labels they are `predicted_labels`, a list or in a CSV joined by `;`, and a column
+    `probability_LABEL` for each label.
+
     The ending of `out` chooses the format. Rows keep their order and their columns; an empty text gets no label and the
     remark `empty`. Gives the number of rows. The file appears whole or not at all.
 
     Raises:
         DataError: `source` has a column of one of these names.
-        SettingError: an unknown ending, or `out` exists and `force` is not given.
+        SettingError: an unknown ending, `out` exists and `force` is not given, or a label holds the `;` of a CSV.
         ResourceError: the disk is full or cannot be written.
     """
     target = Path(out)
     if target.suffix not in FORMATS:
         raise SettingError(f"'{target.name}' ends in '{target.suffix}'; expected one of {', '.join(FORMATS)}.")
     refuse_existing(target, force=force)
+    joined = target.suffix in (".csv", ".tsv")
+    if bundle.multi_label and joined and any(_BETWEEN in label for label in bundle.labels):
+        raise SettingError(
+            f"A label holds '{_BETWEEN}', which joins the labels of a row in '{target.name}'. "
+            "Write a .jsonl or .parquet file, which has lists."
+        )
     frame = read_frame(source, query=query).frame
     data = bundle.settings["config"]["data"]
     columns = find_columns(frame, text=text or data["text"], text_pair=data.get("text_pair"), labelled=False)
-    taken = [name for name in ADDED if name in frame.columns]
+    taken = [name for name in _added(bundle) if name in frame.columns]
     if taken:
         raise DataError(
             f"'{redacted(source)}' has columns {taken} already, which scoring adds. Rename or drop them first."
         )
     texts = texts_of(frame, columns).fill_null("").to_list()
     answers = list(_answers(bundle, texts, listen))
-    _write(_labelled(frame, answers), target)
+    labelled = _with_sets(frame, answers, bundle.labels, joined) if bundle.multi_label else _labelled(frame, answers)
+    _write(labelled, target)
     return len(answers)
 
 
@@ -74,6 +85,29 @@ def _labelled(frame: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
     return frame.with_columns(
         pl.Series("predicted_label", [answer.label for answer in answers], dtype=pl.String),
         pl.Series("probability", [answer.probability for answer in answers], dtype=pl.Float64),
+        pl.Series("truncated", [answer.truncated for answer in answers], dtype=pl.Boolean),
+        pl.Series("remark", [answer.reason for answer in answers], dtype=pl.String),
+    )
+
+
+def _added(bundle: Bundle) -> tuple[str, ...]:
+    if not bundle.multi_label:
+        return ADDED
+    return ("predicted_labels", *(f"probability_{label}" for label in bundle.labels), "truncated", "remark")
+
+
+def _with_sets(frame: pl.DataFrame, answers: list[Answer], labels: tuple[str, ...], joined: bool) -> pl.DataFrame:
+    import polars as pl
+
+    found = [None if answer.reason else list(answer.labels) for answer in answers]
+    sets = pl.Series("predicted_labels", found, dtype=pl.List(pl.String))
+    probabilities = (
+        pl.Series(f"probability_{label}", [None if a.reason else a.probabilities[i] for a in answers], dtype=pl.Float64)
+        for i, label in enumerate(labels)
+    )
+    return frame.with_columns(
+        sets.list.join(_BETWEEN) if joined else sets,
+        *probabilities,
         pl.Series("truncated", [answer.truncated for answer in answers], dtype=pl.Boolean),
         pl.Series("remark", [answer.reason for answer in answers], dtype=pl.String),
     )

@@ -56,7 +56,7 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], mistakes: Sequence[M
         scores=_scores_section(report),
         learning=_learning_section(report.get("curves") or []),
         confusion=_confusion_section(report["test"]["confusion"]),
-        labels=_labels_section(report["test"]["per_label"]),
+        labels=_sets_section(report) if _has_sets(report["test"]) else _labels_section(report["test"]["per_label"]),
         mistakes=_mistakes_section(mistakes, report["test"]),
         data=_data_section(report["data"]),
         model=_model_section(report, run),
@@ -68,24 +68,41 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], mistakes: Sequence[M
 
 
 def _scores_section(report: Mapping[str, Any]) -> str:
-    models = _scored(report)
+    models, measures = _scored(report), _SET_MEASURES if _has_sets(report["test"]) else _MEASURES
     rows = [
-        [name, number(s["n"]), *map(_percent, (s["accuracy"], s["macro_f1"])), _nats(s["log_loss"]), _percent(s["ece"])]
+        [name, number(s["n"]), *((_nats if key == "log_loss" else _percent)(s[key]) for key in measures.values())]
         for name, s in models.items()
     ]
     drawn = {name: scores for name, scores in models.items() if name not in _PARTS.values()}
+    compared = report["verdict"].get("measure", "accuracy")
+    title = next(title for title, key in measures.items() if key == compared)
     return (
         "<h2>How good it is</h2>"
-        + figure_of(_bars(drawn), "Accuracy on the test rows; whiskers are 95 % intervals.")
-        + table_of(["", "rows", "accuracy", "macro F1", "log loss", "ECE"], rows, numbers=range(1, 6))
+        + figure_of(
+            _bars(drawn, compared, title), f"{title[0].upper()}{title[1:]} on the test rows; whiskers are 95 % intervals."
+        )
+        + table_of(["", "rows", *measures], rows, numbers=range(1, len(measures) + 2))
         + "".join(f'<p class="soft">{escape(remark)}</p>' for remark in _remarks(report["test"], report["verdict"]))
     )
 
 
+_MEASURES = {"accuracy": "accuracy", "macro F1": "macro_f1", "log loss": "log_loss", "ECE": "ece"}
+_SET_MEASURES = {
+    "micro F1": "micro_f1",
+    "macro F1": "macro_f1",
+    "exact sets": "accuracy",
+    "wrong decisions": "hamming_loss",
+    "log loss": "log_loss",
+    "ECE": "ece",
+}
 _PARTS = {
     "test_clean": "this model, rows without a twin in training",
     "test_leaked": "this model, rows with a twin in training",
 }
+
+
+def _has_sets(test: Mapping[str, Any]) -> bool:
+    return test.get("kind") == "multi_label"
 
 
 def _scored(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -101,6 +118,12 @@ def _remarks(test: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[st
         f"A score on {number(test['n'])} test rows estimates new rows from the same source, not live traffic, which "
         "drifts. Brackets hold 95 % intervals; near duplicates count as one observation where they agree."
     )
+    if _has_sets(test):
+        yield (
+            "A text may have several labels, or none: F1 counts labels (micro over all decisions, macro as the mean of "
+            "the labels), exact sets are rows whose labels are all right and complete, wrong decisions are the Hamming "
+            "loss. TF-IDF's thresholds are fitted as the model's, on the same rows."
+        )
     if test.get("macro_f1_frequent") not in (None, test["macro_f1"]):
         yield f"Macro F1 of the labels with 10 or more test rows: {_percent(test['macro_f1_frequent'])}."
     if test.get("ece_calibrated"):
@@ -121,6 +144,8 @@ def _learning_section(curves: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _confusion_section(confusion: Mapping[str, Any]) -> str:
+    if confusion.get("kind") == "per_label":
+        return ""  # the table label by label says it
     names, counts = confusion["labels"], np.asarray(confusion["counts"], dtype=np.int64)
     if len(names) <= _NUMBERED_LABELS:
         picture = _confusion_table(names, counts)
@@ -149,20 +174,47 @@ def _labels_section(per_label: Sequence[Mapping[str, Any]]) -> str:
         [word(s["label"]), number(s["support"]), *(_percent(s[key]) for key in ("precision", "recall", "f1"))]
         for s in per_label
     ]
-    few = (
-        ""
-        if all(s["support"] >= 10 for s in per_label)
-        else '<p class="soft">Below 10 test rows no interval is given.</p>'
+    head = ["label", "rows", "precision", "recall", "F1"]
+    return "<h2>Label by label</h2>" + table_of(head, rows, numbers=range(1, 5)) + _few(per_label)
+
+
+def _few(per_label: Sequence[Mapping[str, Any]]) -> str:
+    if all(s["support"] >= 10 for s in per_label):
+        return ""
+    return '<p class="soft">Below 10 test rows no interval is given.</p>'
+
+
+def _sets_section(report: Mapping[str, Any]) -> str:
+    """What is found of each label, and from which probability on it is answered."""
+    test, fitted = report["test"], (report.get("calibration") or {}).get("thresholds") or {}
+    rows = []
+    for s, counts in zip(test["per_label"], test["confusion"]["counts"], strict=True):
+        (_, false), (missed, found) = counts
+        tallies = map(number, (s["support"], found, missed, false))
+        bar = _bar(s["f1"]["value"] or 0.0)
+        percents = (_percent(s[key]) for key in ("precision", "recall", "f1"))
+        rows.append([word(s["label"]), f"{s['threshold']:.3f}", *tallies, *percents, bar])
+    head = ["label", "threshold", "rows", "found", "missed", "false", "precision", "recall", "F1", ""]
+    shared = fitted.get("shared") or []
+    told = (
+        f'<p class="soft">A label is answered from its threshold on, fitted on {number(fitted["rows"])} held-out rows'
+        f"{f', for {len(shared)} labels together, the rare ones say' if shared else ''}.</p>"
+        if fitted
+        else ""
     )
-    return (
-        "<h2>Label by label</h2>"
-        + table_of(["label", "rows", "precision", "recall", "F1"], rows, numbers=range(1, 5))
-        + few
+    return "<h2>Label by label</h2>" + told + table_of(head, rows, numbers=range(1, 9)) + _few(test["per_label"])
+
+
+def _bar(share: float) -> Html:
+    return Html(
+        '<span aria-hidden="true" style="display: block; width: 6rem; margin-top: .4rem; background: var(--line)">'
+        f'<span style="display: block; height: .6rem; width: {100 * share:.1f}%; background: var(--accent)"></span>'
+        "</span>"
     )
 
 
 def _mistakes_section(mistakes: Sequence[Mishap], test: Mapping[str, Any]) -> str:
-    wrong = test["n"] - int(np.trace(np.asarray(test["confusion"]["counts"])))
+    wrong = test["n"] - round(test["n"] * test["accuracy"]["value"])
     if not mistakes:
         return ""
     rows = [
@@ -281,17 +333,17 @@ def _confusion_cell(count: int, share: float, *, right: bool) -> str:
 # --- pictures
 
 
-def _bars(models: Mapping[str, Mapping[str, Any]]) -> str:
-    with _picture("accuracy-bars", height=0.5 + 0.42 * len(models)) as (axes, result):
+def _bars(models: Mapping[str, Mapping[str, Any]], measure: str, title: str) -> str:
+    with _picture(f"{measure}-bars", height=0.5 + 0.42 * len(models)) as (axes, result):
         for i, scores in enumerate(models.values()):
-            value, low, high = (100 * scores["accuracy"][key] for key in _KEYS)
+            value, low, high = (100 * scores[measure][key] for key in _KEYS)
             axes.barh(i, value, color=_ACCENT if i == 0 else _LINE, height=0.62)
             axes.errorbar(value, i, xerr=[[value - low], [high - value]], color=_INK, capsize=3, linewidth=1.2)
             axes.text(103, i, f"{value:.1f} %", va="center", color=_INK, fontweight="bold")
         axes.set_yticks(range(len(models)), list(models))
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
-        axes.set_xlabel("accuracy, %")
+        axes.set_xlabel(f"{title}, %")
     return result[0]
 
 

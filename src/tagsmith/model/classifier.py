@@ -46,7 +46,7 @@ class Calibration:
             shifted = shifted + np.asarray(self.offset)
         shifted = shifted / self.temperature
         if self.multi_label:
-            return np.exp(-np.logaddexp(0.0, -shifted))
+            return 1 / (1 + np.exp(np.minimum(-shifted, 700.0)))
         powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 

@@ -148,6 +148,8 @@ def _rarest(truth_NC: np.ndarray) -> np.ndarray:
 
 def _choose_for_sets(matrix: csr_matrix, truth_NC: np.ndarray, row_weights_NC: np.ndarray, folds: np.ndarray) -> float:
     """The C of least held-out log loss; the grid is left once the loss rises."""
+    from scipy.sparse import csr_matrix
+
     from tagsmith.model.one_vs_rest import OneVsRest, fit_one_vs_rest
 
     # Folds are dealt out evenly to groups of each label, so that the first rows of each are as good as any.
@@ -157,11 +159,15 @@ def _choose_for_sets(matrix: csr_matrix, truth_NC: np.ndarray, row_weights_NC: n
     weights = np.broadcast_to(row_weights_NC, truth_NC.shape)
     models = [OneVsRest.at_prior(truth_NC[fit], terms=matrix.shape[1], row_weights_NC=weights[fit]) for fit, _ in parts]
     best = (np.inf, _Logistic.grid[0])
+
+    def rows_of(rows: np.ndarray) -> csr_matrix:
+        return csr_matrix(matrix[rows])
+
     for c in _Logistic.grid if parts else ():
         loss = 0.0
         for i, (fit, held) in enumerate(parts):
-            models[i] = fit_one_vs_rest(matrix[fit], truth_NC[fit], models[i], c=c, row_weights_NC=weights[fit])
-            signed_NC = np.where(truth_NC[held], -1.0, 1.0) * models[i].scores(matrix[held])
+            models[i] = fit_one_vs_rest(rows_of(fit), truth_NC[fit], models[i], c=c, row_weights_NC=weights[fit])
+            signed_NC = np.where(truth_NC[held], -1.0, 1.0) * models[i].scores(rows_of(held))
             loss += float((weights[held] * np.logaddexp(0.0, signed_NC)).sum())
         if loss >= best[0]:
             break
