@@ -93,6 +93,47 @@ def train(
 
 
 @app.command()
+def check(
+    source: Source,
+    against: Annotated[
+        str | None, typer.Option(help="Rows that are to be measured on: do they stand in the source?")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Write a page that needs nothing else.")] = None,
+    settings: Setting = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Whose tokens are counted; fetched where the cache lacks it.")
+    ] = None,
+    query: Query = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --html.")] = False,
+) -> None:
+    """Look at a table before any training: what it holds, and what could mislead."""
+    from tagsmith.console import Console
+    from tagsmith.pipeline import check as run
+
+    chosen = _config("default", None, settings, backbone=backbone, query=query)
+    if page is not None:
+        _refuse_existing(page, force=force)
+    with Console() as console:
+        found = run(source, against=against, config=chosen, download=backbone is not None, listen=console).as_dict()
+    if page is not None:
+        from tagsmith.data.check_page import draw_check
+
+        page.write_text(draw_check(found), encoding="utf-8")
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    elif page is not None:
+        print(page)
+    else:
+        console.check(found)
+
+
+def _refuse_existing(file: Path, *, force: bool) -> None:
+    if file.exists() and not force:
+        raise SettingError(f"'{file}' exists. Expected a new name; choose another, or give --force to replace it.")
+
+
+@app.command()
 def predict(
     bundle: BundleFolder,
     texts: Annotated[
@@ -191,8 +232,7 @@ def init(
     """Write a settings file with every setting, its default and its meaning."""
     from tagsmith.config import settings_file
 
-    if file.exists() and not force:
-        raise SettingError(f"'{file}' exists. Expected a new name; choose another, or give --force to replace it.")
+    _refuse_existing(file, force=force)
     file.write_text(settings_file(), encoding="utf-8")
     print(file)
 

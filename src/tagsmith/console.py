@@ -73,6 +73,15 @@ class Console:
             console.print(escape(f"Note: {note}"))
         console.print(f"\n[bold]{escape(report['verdict']['text'])}[/bold]")
 
+    def check(self, found: Mapping[str, Any]) -> None:
+        """What a check found, on stdout; titles stand out where it is a terminal."""
+        from tagsmith.data.check_text import lines_of
+
+        console = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        bar = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
+        for line in lines_of(found, bar=bar):
+            console.print(escape(line), style="bold" if line[:1].strip() else "")
+
     def summary(self, report: Mapping[str, Any], folder: Path) -> None:
         """All that is said at the end of a training."""
         if report.get("book"):
@@ -111,6 +120,14 @@ class Console:
 
     def _on_data_done(self, event: Event) -> None:
         self.say("Split: " + ", ".join(f"{count} {name}" for name, count in event.values.items()) + " rows.")
+
+    def _on_data_tokens(self, event: Event) -> None:
+        values = event.values
+        cut = f"; {values['cut']:.1%} are longer than {values['max_tokens']}" if values["cut"] else ""
+        self.say(
+            f"Texts have {values['median']:.0f} tokens in the median, {values['p95']:.0f} at 95 %, {values['longest']} "
+            f"at most{cut}."
+        )
 
     def _on_model_built(self, event: Event) -> None:
         values = event.values

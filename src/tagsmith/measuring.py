@@ -41,7 +41,8 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
             splits={name: len(part) for name, part in prepared.splits.items()},
             labels=bundle.engine.labels,
         )
-        | {"leak": dict(prepared.leak), "truncated": _truncated(result), "duplicates": dict(prepared.duplicates)},
+        | {"leak": dict(prepared.leak), "truncated": _truncated(result), "duplicates": dict(prepared.duplicates)}
+        | run.facts,
         model=_model_section(bundle, result, run),
         settings=config.model_dump(),
         truth=result.parts["test"].truth,

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, fields, parse_setting, settings_of
 from tagsmith.data.cleaning import clean_table
-from tagsmith.data.preparing import Prepared, prepare, prepare_given
 from tagsmith.data.labelling import SIMILAR
+from tagsmith.data.preparing import Prepared, prepare, prepare_given
 from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import PAIR, Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
@@ -35,6 +36,8 @@ from tagsmith.measuring import book_tables, data_section, measure_test, mistakes
 from tagsmith.run import Result, Run, labels_of, truth_of
 
 if TYPE_CHECKING:
+    from tagsmith.data.checking import Check
+    from tagsmith.data.token_lengths import TokenLengths
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.evaluation.report import Report
     from tagsmith.model.classifier import Calibration, Classifier
@@ -79,6 +82,7 @@ def train(
 
     with run.timed("data"):
         prepared = _prepare(source, validation, test, run)
+        _look(prepared, run)
     with run.timed("imports"):
         _import_all()
     with run.timed("model"):
@@ -151,6 +155,77 @@ def evaluate(
         resamples=config.evaluation.resamples,
         seed=config.seed,
     )
+
+
+def check(
+    source: Source,
+    *,
+    against: Source | None = None,
+    config: Config | None = None,
+    download: bool = False,
+    listen: Listener = silent,
+) -> Check:
+    """Look at a table before any training: what it holds, and what could mislead.
+
+    Args:
+        source: as in `train`; its rows need no labels.
+        against: rows that are to be measured on: do they stand in `source`?
+        config: the settings that a training would have; `model.backbone` says whose tokens are counted,
+        download: even where the backbone must be fetched for that.
+        listen: told each event.
+    """
+    from tagsmith.data.checking import check as look
+    from tagsmith.data.duplicates import group_duplicates
+
+    config = config or Config()
+    run = Run(config, listen, command="")
+    _require_use_of_query(config, source, against)
+    table, no_labels = _read_labelled_or_not(source, run)
+    other = None if against is None else _read_labelled_or_not(against, run)[0]
+    grouped = group_duplicates(table, near=config.data.near_duplicates)
+    tokens = _tokens_of(table, run, download=download)
+    found = look(grouped, config.data, against=other, tokens=tokens, no_labels=no_labels)
+    about: dict[str, Any] = {
+        "tagsmith": _version(),
+        "source": redacted(_name(source)),
+        "backbone": config.model.backbone,
+    }
+    if against is not None:
+        about["against"] = redacted(_name(against))
+    return replace(found, facts={**about, "notes": run.notes, **found.facts})
+
+
+def _read_labelled_or_not(source: Source, run: Run) -> tuple[Table, str]:
+    """The rows of a source, and why no labels were found; the rows have none then."""
+    try:
+        return _read(source, run), ""
+    except DataError as error:
+        if isinstance(source, Table) or run.config.data.label is not None:
+            raise
+        try:
+            return _read(source, run, labelled=False), str(error)
+        except DataError:
+            raise error from None
+
+
+def _tokens_of(table: Table, run: Run, *, download: bool) -> TokenLengths | None:
+    """The lengths of texts in tokens, where the backbone's tokenizer is at hand or may be fetched."""
+    from tokenizers import Tokenizer
+
+    from tagsmith.data.token_lengths import measure_tokens
+    from tagsmith.model.tokenizer_files import NAME, tokenizer_at_hand
+
+    names = run.config.model.backbone.split(" or ")
+    path = next((path for name in names if (path := tokenizer_at_hand(name.strip()))), None)
+    if path is None and download:
+        from tagsmith.model.gguf import ready_folder
+
+        path = ready_folder(_locate(run), listen=run.listen) / NAME
+    if path is None:
+        run.note(f"Tokens were not counted: '{names[0]}' is not in the cache. Name it with --backbone to fetch it.")
+        return None
+    texts, most = table.frame["text"], run.config.model.max_tokens
+    return measure_tokens(Tokenizer.from_file(str(path)), texts, max_tokens=most)
 
 
 def reproduce(source: Source, *, validation: Source | None = None, test: Source | None = None, config: Config) -> str:
@@ -231,9 +306,25 @@ def _prepare(source: Source, validation: Source | None, test: Source | None, run
     )
 
 
-def _read(source: Source, run: Run) -> Table:
+def _look(prepared: Prepared, run: Run) -> None:
+    """The check of the rows that are used, for the report; what could mislead is said at once."""
+    from tagsmith.data.checking import check as look
+    from tagsmith.data.duplicates import Grouped
+
+    frames = [part.frame.select("row", "text", "label", "group") for _, part in prepared.splits.items()]
+    frame = pl.concat(frames).unique(["row", "text"], keep="first", maintain_order=True)  # oversampled rows count once
+    counts: Mapping[str, Any] = prepared.duplicates
+    grouped = Grouped(table=Table(frame, prepared.history), **counts)
+    found = look(grouped, run.config.data, test_rows=len(prepared.splits.test))
+    run.facts["check"] = found.compact()
+    for finding in found.findings:
+        if finding.severity == "warning":
+            run.listen(Event("data", "note", values={"text": f"{finding.text} {finding.advice}"}))
+
+
+def _read(source: Source, run: Run, *, labelled: bool = True) -> Table:
     """The rows of a source, cleaned."""
-    table = clean_table(_read_as_it_is(source, run), run.config.data.clean)
+    table = clean_table(_read_as_it_is(source, run, labelled=labelled), run.config.data.clean)
     if not len(table):
         steps = ", ".join(run.config.data.clean)
         raise DataError(f"Cleaning ({steps}) leaves no text in any row. Expected some; take fewer steps in data.clean.")
@@ -243,15 +334,15 @@ def _read(source: Source, run: Run) -> Table:
 def _require_use_of_query(config: Config, *sources: Source | None) -> None:
     if config.data.query is not None and not any(isinstance(source, str) and is_url(source) for source in sources):
         raise SettingError(
-            "data.query is set, and no source is a database. Expected sqlite:///PATH or postgresql://...; leave the query "
-            "out."
+            "data.query is set, and no source is a database. Expected sqlite:///PATH or postgresql://...; leave the "
+            "query out."
         )
 
 
-def _read_as_it_is(source: Source, run: Run) -> Table:
+def _read_as_it_is(source: Source, run: Run, *, labelled: bool) -> Table:
     if isinstance(source, Table):
         return source
-    table = read_as(_path(source, run), run.config.data)
+    table = read_as(_path(source, run), run.config.data, labelled=labelled)
     run.listen(Event("data", "read", values={"source": redacted(source), "rows": len(table)}))
     for change in table.history:
         if change.step == SIMILAR:
@@ -371,6 +462,7 @@ def _tune(
     from tagsmith.tuning.methods import trainable
 
     parts = _encode(classifier, prepared)
+    _count_tokens(classifier, prepared, run)
     learning = list(trainable(classifier, run.config.tuning))
     untuned = {name: weight.detach().clone() for name, weight in learning}
     tuned = tune(
@@ -411,6 +503,19 @@ def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
             "No rows are left for validation. Expected a few dozen rows or more; add rows, or give --validation."
         )
     return parts
+
+
+def _count_tokens(classifier: Classifier, prepared: Prepared, run: Run) -> None:
+    """The whole lengths of texts before they are cut, for the report and for who listens."""
+    from tokenizers import Tokenizer
+
+    from tagsmith.data.token_lengths import measure_tokens
+
+    encoder = classifier.encoder
+    texts = pl.concat([part.frame["text"] for _, part in prepared.splits.items()])
+    found = measure_tokens(Tokenizer.from_str(encoder.tokenizer.to_str()), texts, max_tokens=encoder.max_tokens)
+    run.facts["tokens"] = found.as_dict()
+    run.listen(Event("data", "tokens", values=found.as_dict()))
 
 
 def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Calibration:

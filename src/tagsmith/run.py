@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """What one run knows about itself: settings, listener, seconds per stage, and remarks for the report."""
+    """What one run knows about itself: settings, listener, seconds per stage, and remarks for the report.
+
+    `facts` are found before the test and join the section `data` of the report.
+    """
 
     config: Config
     listen: Listener
     command: str
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
     weights: Located | None = None
 
     @contextmanager

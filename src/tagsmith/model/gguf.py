@@ -26,12 +26,17 @@ def ready_folder(located: Located, *, listen: Listener = silent) -> Path:
     """
     if located.path.suffix != ".gguf":
         return located.path
-    folder = cache_folder() / "converted" / f"{located.sha256[:16]}-{_VERSION}"
+    folder = converted_folder(located.sha256)
     if not intact(folder):
         text = f"Converting {located.path.name} to safetensors, once; this takes some 10 s per 100 million weights."
         listen(Event("model", "note", values={"name": located.name, "text": text}))
         convert(located.path, folder)
     return folder
+
+
+def converted_folder(gguf_sha256: str) -> Path:
+    """Where the cache keeps what a GGUF file of this SHA-256 was converted to, or would keep it."""
+    return cache_folder() / "converted" / f"{gguf_sha256[:16]}-{_VERSION}"
 
 
 def convert(gguf: Path, folder: Path) -> None:
