@@ -77,13 +77,16 @@ def _from_zip(file: File, scratch: Path) -> File:
             entry, others = _table_in(archive, file.name)
             with archive.open(entry) as packed:
                 path = _written(packed, scratch, name=f"'{entry.filename}' in the zip '{file.name}'", packed_size=None)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"The zip '{file.name}' is damaged or of an unknown kind: {first_line(error)}. Pack or fetch it again."
         ) from None
     beside = f" (not {listed(others, 3)})" if others else ""
     note = f"'{entry.filename}' from the zip '{file.name}'{beside}"
     return File(PurePosixPath(entry.filename).name, path, (*file.notes, note))
+
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, ValueError, OSError)
 
 
 def _table_in(archive: zipfile.ZipFile, zip_name: str) -> tuple[zipfile.ZipInfo, list[str]]:

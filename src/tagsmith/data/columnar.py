@@ -20,7 +20,7 @@ def read_parquet(file: File) -> Raw:
         require_columns(file.name, len(pl.read_parquet_schema(file.path)))
         frame = pl.read_parquet(file.path, glob=False)
         metadata = pl.read_parquet_metadata(file.path)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _unreadable(file, "Parquet", error) from None
     frame, told = named_classes(as_words(frame), _features(metadata))
     return Raw(frame, f"read as Parquet with the columns {listed(frame.columns)}{told}")
@@ -55,7 +55,7 @@ def read_arrow(file: File) -> Raw:
     try:
         with file.path.open("rb") as stream:
             frame = read(stream)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _unreadable(file, "Arrow", error) from None
     require_columns(file.name, frame.width)
     return Raw(
@@ -106,8 +106,10 @@ def as_words(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _decoded(column: pl.Series) -> pl.Series:
     """Bytes that are text after all, as some writers of Parquet store it."""
-    words = column.cast(pl.String, strict=False)
-    return words if words.null_count() == column.null_count() else column
+    try:
+        return column.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        return column
 
 
 def _words(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
@@ -129,5 +131,5 @@ def _words(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return column.cast(pl.String, strict=False)
 
 
-def _unreadable(file: File, kind: str, error: Exception) -> DataError:
+def _unreadable(file: File, kind: str, error: BaseException) -> DataError:
     return DataError(f"'{file.name}' could not be read as {kind}: {first_line(error)}. Write or fetch the file again.")

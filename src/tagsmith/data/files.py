@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -79,12 +80,13 @@ def refuse_binary(name: str, found: str) -> NoReturn:
     raise DataError(f"'{name}' is not a text file: found {found}. {EXPECTED}; export the table as CSV in UTF-8.")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line and without a full stop."""
     return (str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__).rstrip(".")
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
     """Names in quotes, the first of them and how many more there are."""
-    quoted = [f"'{name}'" if len(name) <= 80 else f"'{name[:77]}...'" for name in names[:most]]
+    plain = [re.sub(r"[\x00-\x1f\x7f]+", " ", name) for name in names[:most]]
+    quoted = [f"'{name}'" if len(name) <= 80 else f"'{name[:77]}...'" for name in plain]
     return ", ".join(quoted) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -21,7 +21,7 @@ from tagsmith.data.folders import read_folder
 from tagsmith.data.hub import hub_files, is_hub
 from tagsmith.data.labelling import labels_of, settle
 from tagsmith.data.records import read_json
-from tagsmith.data.sources import find_files
+from tagsmith.data.sources import find_files, is_folder
 from tagsmith.data.table import Change, Table
 from tagsmith.errors import DataError
 
@@ -136,7 +136,7 @@ def read_frame(
             f"A query was given, and '{source}' is no database. Expected sqlite:///PATH or postgresql://...; leave the "
             "query out."
         )
-    if source != "-" and Path(source).is_dir():
+    if is_folder(source):
         return _filled(read_folder(Path(source)), str(source))
     layout = Layout(quoting, delimiter, encoding, header)
     with tempfile.TemporaryDirectory(prefix="tagsmith-", ignore_cleanup_errors=True) as folder:
@@ -145,9 +145,9 @@ def read_frame(
 
 
 def _filled(raw: Raw, name: str) -> Raw:
-    if not raw.frame.height:
+    if not raw.frame.height or not raw.frame.width:
         raise DataError(
-            f"'{name}' has a header ({listed(raw.frame.columns)}) and no rows. Expected rows below it; add some."
+            f"'{name}' has a header ({listed(raw.frame.columns) or 'of nothing'}) and no rows. Expected rows below it; add some."
         )
     return raw
 

@@ -39,7 +39,7 @@ def read_json(file: File) -> Raw:
                 return _told(file, _frame_of(_elements(file.path)), "a JSON array of objects")
             if (columns := _columns(data)) is not None:
                 return _told(file, _frame_of(columns), "one JSON object")
-            frame = None if _LONE_SURROGATE.search(data) else _read_fast(file, data)
+            frame = None if _has_half_characters(data) else _read_fast(file, data)
         return _told(file, _frame_of(_lines(file.path)) if frame is None else (frame, 0), "JSON lines")
     except _JsonError as error:
         raise DataError(
@@ -53,6 +53,11 @@ def _told(file: File, read: tuple[pl.DataFrame, int], kind: str) -> Raw:
     require_columns(file.name, frame.width)
     surrogates = f"; halves of a character (lone surrogates) were replaced in {mended:,} cells" if mended else ""
     return Raw(frame, f"read as {kind} with the keys {listed(frame.columns)}{surrogates}")
+
+
+def _has_half_characters(data: mmap.mmap) -> bool:
+    """Whether an escape stands for one half of a character alone, of which Polars would make a zero byte."""
+    return any(data.find(start) >= 0 for start in (rb"\ud", rb"\uD")) and _LONE_SURROGATE.search(data) is not None
 
 
 # --- JSON lines, fast -----------------------------------------------------------------------------------------------
@@ -121,7 +126,7 @@ def _elements(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8") as stream:
         buffer = stream.read(_PIECE).lstrip()[1:]
         while True:
-            buffer = buffer.lstrip() or stream.read(_PIECE).lstrip()
+            buffer = buffer.lstrip(" \t\r\n,") or stream.read(_PIECE).lstrip(" \t\r\n,")
             if not buffer:
                 raise _JsonError("the array does not end")
             if buffer[0] == "]":

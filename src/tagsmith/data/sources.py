@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import difflib
 import glob
+import os
 import shutil
 import stat
 import sys
 from pathlib import Path
 
-from tagsmith.data.files import EXPECTED, File, mapped
+from tagsmith.data.files import EXPECTED, File, listed, mapped
 from tagsmith.errors import DataError
 
 _PATTERN = frozenset("*?[")
 _MOST_FILES = 10_000
+
+
+def is_folder(source: str | Path) -> bool:
+    """Whether a source is the path of a folder."""
+    return os.path.isdir(source)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
 
 
 def find_files(source: str | Path, scratch: Path) -> list[File]:
@@ -21,7 +27,7 @@ def find_files(source: str | Path, scratch: Path) -> list[File]:
     if str(source) == "-":
         return [_nonempty(_standard_input(scratch))]
     path = Path(source)
-    if _PATTERN & set(str(source)) and not path.exists():
+    if _PATTERN & set(str(source)) and not os.path.exists(path):  # noqa: PTH110 - as above
         return [_at_hand(found, scratch) for found in _matches(str(source))]
     return [_at_hand(path, scratch)]
 
@@ -33,7 +39,7 @@ def file_at(path: Path) -> File:
     except FileNotFoundError:
         raise _absent(path) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"'{path}' could not be read: {_reason(error)}. {EXPECTED}; check the file.") from None
+        raise DataError(f"{listed([str(path)])} could not be read: {_reason(error)}. {EXPECTED}; check it.") from None
     if stat.S_ISDIR(mode):
         raise DataError(f"'{path}' is a folder. {EXPECTED}; name one file in it.")
     if not stat.S_ISREG(mode):
