@@ -21,6 +21,7 @@ SHINGLE = 5
 
 _PERMUTATIONS, _MISSED = 128, 1e-4
 _CHARACTERS_AT_ONCE, _PAIRS_AT_ONCE, _PAIRS_PER_BUCKET = 2_000_000, 50_000, 20_000
+_TEXTS_PER_SHINGLE, _PAIRS_REMEMBERED = 16, 4_000_000
 _BYTES_IN_MEMORY = 64 * 2**20
 _RANDOM = np.random.default_rng(5)
 _MULTIPLIERS = _RANDOM.integers(2**62, 2**63, size=_PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
@@ -58,12 +59,15 @@ class Sketches:
     """Distinct texts made ready to find near twins; `ids (M,)` are those of at least 5 characters.
 
     The band keys (equal in one band: worth comparing) lie band by band in `spool`, on disk when they are many, and the
-    shingles are made again when a pair asks for them: memory holds one band and one batch of pairs at a time.
+    shingles are made again when a pair asks for them: memory holds one band and one batch of pairs at a time. `marks`
+    `(N, 2)` keep one bit of each row of MinHash, to turn away pairs that met by chance.
     """
 
     texts: pl.Series
     ids: np.ndarray
     bands: int
+    rows: int
+    marks: np.ndarray
     spool: IO[bytes]
 
     def links(self, *, near: float, within: np.ndarray | None = None) -> np.ndarray:
@@ -71,10 +75,14 @@ class Sketches:
 
         With `within (N,)` only texts of the same number are compared.
         """
-        components = Components(len(self.texts))
+        components, refused = Components(len(self.texts)), np.empty(0, dtype=np.int64)
         for pairs_E2 in self.candidates(components, near=near, within=within):
-            apart_E = components.of[pairs_E2[:, 0]] != components.of[pairs_E2[:, 1]]
-            components.join(self.near_twins(pairs_E2[apart_E], near=near))
+            pairs_E2 = pairs_E2[components.of[pairs_E2[:, 0]] != components.of[pairs_E2[:, 1]]]
+            pairs_E2 = self._plausible(_without(refused, pairs_E2), near=near)
+            links_E2 = self._compared(pairs_E2, near=near)
+            components.join(links_E2)
+            # A pair just below the threshold meets in several bands, and is compared once.
+            refused = np.union1d(refused[-_PAIRS_REMEMBERED:], np.setdiff1d(_codes(pairs_E2), _codes(links_E2)))
         return components.of
 
     def candidates(
@@ -96,10 +104,13 @@ class Sketches:
             yield from _across(members[~large], buckets[~large], components)
             starts = np.flatnonzero(np.diff(buckets[large], prepend=-1))
             for bucket in np.split(members[large], starts[1:]) if large.any() else ():
-                yield from self._sharing_rare_shingles(bucket, components, near=near)
+                yield from self._in_large_bucket(bucket, components, near=near)
 
     def near_twins(self, pairs_E2: np.ndarray, *, near: float) -> np.ndarray:
         """Those of the pairs whose shingle sets have a Jaccard of at least `near`."""
+        return self._compared(self._plausible(pairs_E2, near=near), near=near)
+
+    def _compared(self, pairs_E2: np.ndarray, *, near: float) -> np.ndarray:
         if not len(pairs_E2):
             return pairs_E2
         ids, places = np.unique(pairs_E2, return_inverse=True)
@@ -113,28 +124,47 @@ class Sketches:
         shared = np.asarray((one_ES * other_ES).sum(axis=1))
         return pairs_E2[shared >= near * (sizes_E - shared) - 1e-9]
 
+    def _plausible(self, pairs_E2: np.ndarray, *, near: float) -> np.ndarray:
+        """Those of the pairs that agree in nearly as many marks as a pair of similarity `near` does.
+
+        A mark agrees with chance (1 + J) / 2. Pairs that meet by chance grow with the square of the rows, while to turn
+        one away here costs a fiftieth of making its shingles; at 4.5 standard deviations, 1 of 300,000 is lost.
+        """
+        count, agree = self.bands * self.rows, (1 + near) / 2
+        fewest = count * agree - 4.5 * np.sqrt(count * agree * (1 - agree)) - 1e-9
+        differ_E2 = self.marks[pairs_E2[:, 0]] ^ self.marks[pairs_E2[:, 1]]
+        differ_E = np.unpackbits(differ_E2.view(np.uint8), axis=1).sum(axis=1, dtype=np.int64)
+        return pairs_E2[count - differ_E >= fewest]
+
     def _keys(self, band: int) -> np.ndarray:
         size = len(self.ids) * 8
         self.spool.seek(band * size)
         return np.frombuffer(self.spool.read(size), dtype=np.uint64)
 
-    def _sharing_rare_shingles(
-        self, members: np.ndarray, components: Components, *, near: float
-    ) -> Iterator[np.ndarray]:
-        """Pairs of a large bucket that share one of their rarest shingles, as all near twins do.
+    def _in_large_bucket(self, members: np.ndarray, components: Components, *, near: float) -> Iterator[np.ndarray]:
+        """Pairs of a large bucket but for those that cannot be near twins.
 
-        Texts of one template fall into one bucket by the thousands; of a pair that shares `near` of its shingles, the
-        rarest `(1 - near)` of each and one more have one in common (prefix filter: Chaudhuri et al. 2006, section 3).
+        Texts of one template fall into one bucket by the thousands. A pair of them shares one of the few rare shingles
+        among the rarest `1 - near` of each and one more (prefix filter: Chaudhuri et al. 2006, section 3), or else it
+        shares none but frequent ones, and then both must be short: J = f / (x + y - f) for at most f shared of x and y.
         """
         sets = shingle_sets(self.texts[members])
-        numbers, counts = np.unique(sets.indices, return_inverse=True, return_counts=True)[1:]
         sizes = np.diff(sets.indptr)
+        order = np.argsort(sizes, kind="stable")
+        members, sets, sizes = members[order], csr_array(sets[order]), sizes[order]
+        numbers, counts = np.unique(sets.indices, return_inverse=True, return_counts=True)[1:]
         rows = np.repeat(np.arange(len(members)), sizes)
-        order = np.lexsort((numbers, counts[numbers], rows))
-        place = np.arange(len(order)) - np.repeat(sets.indptr[:-1], sizes)
+        by_rarity = np.lexsort((numbers, counts[numbers], rows))
+        place = np.arange(len(rows)) - np.repeat(sets.indptr[:-1], sizes)
         prefix = np.repeat(sizes - np.ceil(near * sizes - 1e-9) + 1, sizes)
-        kept = order[place < prefix]
+        frequent = counts[numbers] > _TEXTS_PER_SHINGLE
+        kept = by_rarity[(place < prefix) & ~frequent[by_rarity]]
         yield from _across(members[rows[kept]], numbers[kept], components)
+        longest = (1 + near) / near * np.bincount(rows[frequent], minlength=len(members)) - sizes + 1e-6
+        shorter = np.minimum(np.searchsorted(sizes, longest, side="right"), np.arange(len(members)))
+        for left, right in _ranges(np.zeros(len(members), dtype=np.int64), shorter):
+            fits = sizes[left] <= longest[right]
+            yield np.stack([members[left[fits]], members[right[fits]]], axis=1)
 
 
 @contextmanager
@@ -143,14 +173,21 @@ def sketched(texts: pl.Series, *, near: float) -> Iterator[Sketches]:
     ids = np.flatnonzero(texts.str.len_chars().to_numpy() >= SHINGLE)
     rows = _rows_per_band(near)
     bands = _PERMUTATIONS // rows
+    marks = np.zeros((len(texts), 2), dtype=np.uint64)
     with SpooledTemporaryFile(max_size=_BYTES_IN_MEMORY) as spool:
         start = 0
         for chunk in _chunks(texts, ids):
-            for band, keys_m in enumerate(_band_keys(texts[chunk].to_list(), bands=bands, rows=rows)):
-                spool.seek((band * len(ids) + start) * 8)
-                spool.write(keys_m.tobytes())
+            key_m = np.zeros(len(chunk), dtype=np.uint64)
+            for i, least_m in enumerate(_least(texts[chunk].to_list(), count=bands * rows)):
+                # The lowest bits of a product depend on too few bits of the hash, the highest are 0 in all minima.
+                marks[chunk, i // 64] |= (least_m >> np.uint64(9) & np.uint64(1)) << np.uint64(i % 64)
+                band, row = divmod(i, rows)
+                key_m = least_m * _MULTIPLIERS[row] + (key_m if row else np.uint64(0))
+                if row == rows - 1:
+                    spool.seek((band * len(ids) + start) * 8)
+                    spool.write(_mixed(key_m).tobytes())
             start += len(chunk)
-        yield Sketches(texts, ids, bands, spool)
+        yield Sketches(texts, ids, bands, rows, marks, spool)
 
 
 def shingle_sets(texts: pl.Series) -> csr_array:
@@ -211,19 +248,16 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _band_keys(texts: Sequence[str], *, bands: int, rows: int) -> Iterator[np.ndarray]:
-    """The keys `(M,)` of one band after the other: a hash of the least of the permuted shingles in each of its rows."""
+def _least(texts: Sequence[str], *, count: int) -> Iterator[np.ndarray]:
+    """For one permutation of the shingles after the other, the least shingle of each text `(M,)`."""
     hashes, offsets = _shingles(texts)
     hashes_S = (hashes >> np.uint64(30)).astype(np.uint32)
     permuted_S = np.empty_like(hashes_S)
-    for band in range(bands):
-        key_M = np.zeros(len(texts), dtype=np.uint64)
-        for row in range(rows):
-            # A product with an odd number and a sum, modulo 2**32: a permutation of the hashes, which are mixed well.
-            np.multiply(hashes_S, _FACTORS[band * rows + row], out=permuted_S)
-            np.add(permuted_S, _SUMMANDS[band * rows + row], out=permuted_S)
-            key_M += np.minimum.reduceat(permuted_S, offsets[:-1]).astype(np.uint64) * _MULTIPLIERS[row]
-        yield _mixed(key_M)
+    for i in range(count):
+        # A product with an odd number and a sum, modulo 2**32: a permutation of the hashes, which are mixed well.
+        np.multiply(hashes_S, _FACTORS[i], out=permuted_S)
+        np.add(permuted_S, _SUMMANDS[i], out=permuted_S)
+        yield np.minimum.reduceat(permuted_S, offsets[:-1]).astype(np.uint64)
 
 
 # --- pairs ----------------------------------------------------------------------------------------------------------
@@ -278,12 +312,31 @@ def _across(members: np.ndarray, buckets: np.ndarray, components: Components) ->
     ends = np.flatnonzero(last)
     next_run = ends[np.searchsorted(ends, np.arange(len(members)))] + 1
     bucket_end = np.searchsorted(buckets, buckets, side="right")
-    counts = bucket_end - next_run
+    for left, right in _ranges(next_run, bucket_end - next_run):
+        yield np.stack([members[left], members[right]], axis=1)
+
+
+def _codes(pairs_E2: np.ndarray) -> np.ndarray:
+    """A number for each pair, whichever comes first."""
+    return pairs_E2.min(axis=1) << 32 | pairs_E2.max(axis=1)
+
+
+def _without(refused: np.ndarray, pairs_E2: np.ndarray) -> np.ndarray:
+    """Each pair once, and none that was refused; codes are in order."""
+    codes = np.unique(_codes(pairs_E2))
+    if len(refused):
+        known = refused[np.minimum(np.searchsorted(refused, codes), len(refused) - 1)]
+        codes = codes[known != codes]
+    return np.stack([codes >> 32, codes & 0xFFFFFFFF], axis=1)
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each position `i` the pairs `(i, starts[i])`, `(i, starts[i] + 1)` ..., `counts[i]` of them, in parts."""
     done = np.concatenate([[0], np.cumsum(counts)])
     if not done[-1]:
         return
     cuts = np.unique(np.searchsorted(done, np.arange(0, done[-1], _PAIRS_AT_ONCE)))
-    for start, end in zip(cuts, [*cuts[1:], len(members)], strict=True):
+    for start, end in zip(cuts, [*cuts[1:], len(counts)], strict=True):
         left = np.repeat(np.arange(start, end), counts[start:end])
         gap = np.arange(len(left)) - np.repeat(done[start:end] - done[start], counts[start:end])
-        yield np.stack([members[left], members[next_run[left] + gap]], axis=1)
+        yield left, starts[left] + gap
