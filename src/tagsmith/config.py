@@ -124,6 +124,15 @@ class TuningConfig(Section):
     """`head` alone, the `last_layers` with final norm and head, or the `full` backbone."""
     blocks: int = Field(2, ge=1)
     """How many of the last blocks learn with `last_layers`."""
+    start: Literal["random", "probe"] = "random"
+    """What a linear head begins as: small random weights, or a probe fitted on the frozen backbone (LP-FT); with
+    `method = "head"` the probe is all there is to fit."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """`focal` weighs rows that are answered well already less; of several labels a row, each by itself."""
+    focal_gamma: float = Field(2.0, ge=0)
+    """How much less, with `focal`: a row's loss is multiplied by (1 - p)^gamma."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over all labels."""
     epochs: int = Field(3, ge=1)
     """Most passes over the training rows; early stopping may end sooner."""
     learning_rate: float = Field(2e-4, gt=0)
@@ -138,8 +147,10 @@ class TuningConfig(Section):
     """Tokens per micro-batch, an upper bound; only memory and speed depend on it."""
     warmup: float = Field(0.06, ge=0, le=1)
     """Share of the steps in which the rate rises."""
-    schedule: Literal["linear", "constant"] = "linear"
-    """What the rate does after the warm-up: falls to zero in a line, or stays."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the rate does after the warm-up: falls to zero in a line or half a cosine, or stays."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate for each block further down: below 1 the lowest blocks change least."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     patience: int = Field(3, ge=1)

@@ -10,6 +10,7 @@ from tagsmith.evaluation.selection import selection_metric
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import Scorer, build
 from tagsmith.tuning.loop import Part, StoppedError, arithmetic, tune
+from tagsmith.tuning.losses import held_out_loss
 
 NAMES = Labels.of(["complaint", "praise"])
 METRIC = selection_metric("log_loss")
@@ -61,13 +62,69 @@ def stop_after(steps):
     return stop
 
 
-@pytest.mark.parametrize("method", ["head", "last_layers", "full"])
+@pytest.mark.parametrize("method", ["last_layers", "full"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_the_loss_falls(family, method, ready):
     classifier, parts = ready(family)
     tuned = tune(classifier, parts, settings(method=method, epochs=4), metric=METRIC)
     assert min(point["validation_loss"] for point in tuned.curves) < 0.69
     assert tuned.curves[-1]["train_loss"] < tuned.curves[0]["train_loss"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_a_linear_head_alone_is_fitted_as_a_probe(family, ready):
+    """No steps: the best head for these states is computed. A random BERT's say next to nothing."""
+    classifier, parts = ready(family)
+    tuned = tune(classifier, parts, settings(method="head"), metric=METRIC)
+    assert (tuned.steps, len(tuned.curves)) == (0, 1)
+    probs = classifier.calibration.probabilities(Scorer(classifier).logits(parts["validation"].tokens))
+    assert held_out_loss(parts["validation"].truth, probs) == pytest.approx(tuned.curves[0]["validation_loss"])
+    assert tuned.curves[0]["train_loss"] < 0.69
+
+
+@pytest.mark.parametrize("method", ["last_layers", "full"])
+def test_tuning_that_starts_at_the_probe_begins_lower(method, ready):
+    first = {}
+    for start in ("random", "probe"):
+        classifier, parts = ready()
+        heard = []
+        tune(classifier, parts, settings(method=method, start=start, epochs=1), metric=METRIC, listen=heard.append)
+        first[start] = next(event.values["loss"] for event in heard if event.name == "step")
+    assert first["probe"] < first["random"]
+
+
+def test_a_probe_cannot_start_an_mlp_head(ready):
+    classifier, parts = ready(head="mlp")
+    with pytest.raises(SettingError, match=r"tuning\.start is 'probe', but the head is not linear"):
+        tune(classifier, parts, settings(start="probe"), metric=METRIC)
+
+
+def test_a_loss_that_is_no_number_stops_tuning_and_keeps_the_best(ready, heard):
+    classifier, parts = ready()
+    calls = 0
+
+    def poisoned(*args, own=classifier.finish, **kwargs):
+        nonlocal calls
+        calls += classifier.training
+        logits = own(*args, **kwargs)
+        return logits * float("nan") if classifier.training and calls == 7 else logits
+
+    classifier.finish = poisoned
+    tuned = tune(classifier, parts, settings(), metric=METRIC, listen=heard.append)
+    notes = [event.values["text"] for event in heard if event.name == "note"]
+    assert len(notes) == 1
+    assert notes[0].startswith("The loss of step 7 (training texts ")
+    assert notes[0].endswith("the weights of step 4 are kept.")
+    assert all(torch.isfinite(weight).all() for weight in classifier.parameters())
+    assert tuned.best_step == 4
+
+
+def test_a_loss_that_is_no_number_at_once_is_an_error_that_names_what_to_lower(ready):
+    classifier, parts = ready()
+    with torch.no_grad():
+        classifier.backbone.blocks[-1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(SettingError, match=r"^The loss of step 1 .* lower tuning\.learning_rate \(0\.005\)"):
+        tune(classifier, parts, settings(), metric=METRIC)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

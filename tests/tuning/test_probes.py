@@ -7,8 +7,8 @@ from tagsmith.config import ModelConfig
 from tagsmith.events import listened, silent
 from tagsmith.labels import Labels
 from tagsmith.model.activations import FrozenBlocks, frozen_states
-from tagsmith.model.classifier import build
-from tagsmith.tuning.probes import STRENGTHS, choose_strength, fit_probe, pooled_by_depth, pooled_states
+from tagsmith.model.classifier import build, pool_states
+from tagsmith.tuning.probes import STRENGTHS, choose_strength, fit_probe, pooled_by_depth
 
 TEXTS = ["a lovely room", "x", "the waiter was rude and the soup was cold", "breakfast at nine, dinner at seven"]
 
@@ -64,8 +64,8 @@ def test_the_penalty_with_the_least_loss_on_unseen_groups_is_chosen():
 def test_states_of_every_depth_are_those_of_a_backbone_cut_there(family, make_folder):
     folder = make_folder(family)
 
-    def classifier_of(layers):
-        config = ModelConfig(max_tokens=48)
+    def classifier_of(layers, pooling="auto"):
+        config = ModelConfig(max_tokens=48, pooling=pooling)
         return build(folder, config, labels=Labels.of(["a", "b"]), layers=layers, seed=0).eval().requires_grad_(False)
 
     whole = classifier_of(None)
@@ -73,7 +73,8 @@ def test_states_of_every_depth_are_those_of_a_backbone_cut_there(family, make_fo
     found = listened(pooled_by_depth(whole.backbone, tokens, poolings=("last", "mean"), dtype=torch.float32), silent)
     assert set(found) == {(d, how) for d in range(1, whole.backbone.depth + 1) for how in ("last", "mean")}
     for depth in range(1, whole.backbone.depth + 1):
-        cut = classifier_of(depth).backbone
-        states = listened(frozen_states(FrozenBlocks(cut, stop=depth, dtype=torch.float32), tokens), silent)
         for how in ("last", "mean"):
-            torch.testing.assert_close(found[depth, how], pooled_states(cut, states, how=how), atol=1e-5, rtol=1e-5)
+            cut = classifier_of(depth, how)
+            frozen = FrozenBlocks(cut.backbone, stop=depth, dtype=torch.float32)
+            pooled_ND = pool_states(cut, listened(frozen_states(frozen, tokens), silent), start=depth)
+            np.testing.assert_allclose(found[depth, how].numpy(), pooled_ND, atol=1e-5, rtol=1e-5)

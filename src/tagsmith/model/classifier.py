@@ -5,7 +5,7 @@ Axes: N texts, B texts of a batch, L positions, D width, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,13 @@ class Classifier(nn.Module):
     def finish(
         self, hidden_BLD: Tensor, lengths_B: Tensor, *, start: int, blocks: nn.ModuleList | None = None
     ) -> Tensor:
-        """Logits `(B, C)`, given the states that enter block `start`.
+        """Logits `(B, C)`, given the states that enter block `start`."""
+        return self.head(self.pooled(hidden_BLD, lengths_B, start=start, blocks=blocks))
+
+    def pooled(
+        self, hidden_BLD: Tensor, lengths_B: Tensor, *, start: int, blocks: nn.ModuleList | None = None
+    ) -> Tensor:
+        """What the head sees `(B, D)`, given the states that enter block `start`.
 
         With last-token pooling the last block runs on one row per text, where the family allows it.
         """
@@ -79,11 +85,9 @@ class Classifier(nn.Module):
         if self.pooling == "last" and len(used) and self.backbone.supports_last_row(hidden_BLD.shape[1]):
             last = self.backbone.depth - 1
             hidden_BLD = self.backbone.run(hidden_BLD, context, start=start, stop=last, blocks=used[:-1])
-            pooled_BD = self.backbone.final_norm(self.backbone.run_last_row(hidden_BLD, context, used[-1]))
-        else:
-            hidden_BLD = self.backbone.run(hidden_BLD, context, start=start, stop=self.backbone.depth, blocks=used)
-            pooled_BD = pool(self.backbone.final_norm(hidden_BLD), lengths_B, how=self.pooling)
-        return self.head(pooled_BD)
+            return self.backbone.final_norm(self.backbone.run_last_row(hidden_BLD, context, used[-1]))
+        hidden_BLD = self.backbone.run(hidden_BLD, context, start=start, stop=self.backbone.depth, blocks=used)
+        return pool(self.backbone.final_norm(hidden_BLD), lengths_B, how=self.pooling)
 
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """Logits `(B, C)` of padded token ids."""
@@ -143,21 +147,29 @@ class Scorer:
 
 def finish_states(classifier: Classifier, states: States, *, start: int, tokens_per_batch: int = 512) -> np.ndarray:
     """Logits `(N, C)` float32 in fp32 arithmetic, from the states that enter block `start`."""
-    blocks = (
-        inference_copy(classifier.backbone.blocks[start:], dtype=torch.float32)
-        if start < classifier.backbone.depth
-        else None
-    )
+    return _finished(classifier, states, classifier.finish, start=start, tokens_per_batch=tokens_per_batch)
+
+
+def pool_states(classifier: Classifier, states: States, *, start: int, tokens_per_batch: int = 512) -> np.ndarray:
+    """What the head sees of each text `(N, D)` float32, from the states that enter block `start`."""
+    return _finished(classifier, states, classifier.pooled, start=start, tokens_per_batch=tokens_per_batch)
+
+
+def _finished(
+    classifier: Classifier, states: States, function: Callable[..., Tensor], *, start: int, tokens_per_batch: int
+) -> np.ndarray:
+    above = classifier.backbone.blocks[start:]
+    blocks = inference_copy(above, dtype=torch.float32) if len(above) else None
     batches = length_sorted(states.lengths, tokens_per_batch=tokens_per_batch)
-    logits_PC = np.zeros((len(states.lengths), len(classifier.labels)), dtype=np.float32)
 
     @torch.inference_mode()
     def finish(pieces: np.ndarray) -> Tensor:
-        return classifier.finish(*states.padded(pieces), start=start, blocks=blocks)
+        return function(*states.padded(pieces), start=start, blocks=blocks)
 
-    for pieces, logits_BC in zip(batches, side_by_side(finish, batches), strict=True):
-        logits_PC[pieces] = logits_BC.numpy()
-    return mean_of_pieces(logits_PC, states.tokens.rows, texts=len(states.tokens))
+    found = torch.cat(list(side_by_side(finish, batches))).numpy()
+    in_order = np.empty_like(found)
+    in_order[np.concatenate(batches)] = found
+    return mean_of_pieces(in_order, states.tokens.rows, texts=len(states.tokens))
 
 
 def build(

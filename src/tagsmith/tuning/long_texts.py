@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from torch.nn import functional as F
 from tagsmith.data.encoding import LongTexts
 from tagsmith.events import Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, frozen_states
-from tagsmith.tuning.probes import fit_probe, pooled_states
-
-if TYPE_CHECKING:
-    from tagsmith.model.classifier import Classifier
+from tagsmith.model.classifier import Classifier, pool_states
+from tagsmith.tuning.probes import fit_probe
 
 TRAINING_TEXTS, VALIDATION_TEXTS = 1500, 1000
 """Texts that each policy is tried on, at most; drawn once, the same for all of them."""
@@ -77,7 +75,7 @@ def choose_long_texts(
     losses_by_policy = {}
     for policy in POLICIES:
         states = listened(frozen_states(frozen, classifier.encoder.reading(policy).encode(texts)), listen)
-        pooled_ND = pooled_states(classifier.backbone, states, how=classifier.pooling)
+        pooled_ND = torch.from_numpy(pool_states(classifier, states, start=classifier.backbone.depth))
         losses_by_policy[policy] = _probe_losses(pooled_ND, train, validation, classes=len(classifier.labels))
     chosen = POLICIES[0]
     for policy in POLICIES[1:]:

@@ -6,6 +6,7 @@ Axes: B texts of a micro-batch, P their pieces (more than one where a long text 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,15 +20,17 @@ from torch import Tensor
 from tagsmith.config import Config
 from tagsmith.data.batching import packed, training_steps
 from tagsmith.data.encoding import Tokens
-from tagsmith.errors import TagsmithError
+from tagsmith.errors import SettingError, TagsmithError
 from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, frozen_states
-from tagsmith.model.classifier import Classifier, Scorer, finish_states
+from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
+from tagsmith.model.heads import LinearHead
 from tagsmith.model.packing import processor_has_bf16
 from tagsmith.tuning.checkpoints import Checkpoint, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from tagsmith.tuning.losses import held_out_accuracy, held_out_loss, right_rows, summed_loss
 from tagsmith.tuning.methods import first_tuned_block, trainable
 from tagsmith.tuning.optimizers import build_optimizer, set_rates
+from tagsmith.tuning.probes import EARLY_STEPS, MOST_STEPS, choose_strength, fit_probe
 
 SECONDS_BETWEEN_CHECKPOINTS = 30
 """At the end of an epoch a checkpoint is written when the last one is this old: what a crash may cost, about."""
@@ -48,10 +51,14 @@ class StoppedError(TagsmithError):
 
 @dataclass(frozen=True)
 class Part:
-    """Tokenised texts of one split with their label ids `(N,)`, or `(N, C)` bool where a text may have several."""
+    """Tokenised texts of one split with their label ids `(N,)`, or `(N, C)` bool where a text may have several.
+
+    `groups (N,)` says which of them are duplicates; None where each is its own.
+    """
 
     tokens: Tokens
     truth: np.ndarray
+    groups: np.ndarray | None = None
 
 
 @dataclass
@@ -121,6 +128,7 @@ class Loop:
         sums = [weight.detach().sum(dtype=torch.float64) for weight in classifier.parameters()]
         self._untuned = torch.stack(sums).cpu().numpy().tobytes()
         self._seconds_per_step: float | None = None
+        self._diverged = False
         self._saved_at = time.monotonic()
         self._recent: list[
             tuple[float, int, int]
@@ -136,9 +144,14 @@ class Loop:
         self.optimizer = build_optimizer(self.weights, self.config.tuning)
         self.best = {name: weight.detach().clone() for name, weight in self.weights}
         torch.manual_seed(self.config.seed)
+        if self._is_probe or self.config.tuning.start == "probe":
+            yield self._fit_probe()
         if resume:
             yield from self._go_on()
-        yield from self._epochs()
+        if self._is_probe:
+            yield self._evaluate(epoch=0)
+        else:
+            yield from self._epochs()
         with torch.no_grad():
             for name, weight in self.weights:
                 weight.copy_(self.best[name])
@@ -155,6 +168,49 @@ class Loop:
     def total_steps(self) -> int:
         """Steps of the whole plan, without early stopping."""
         return self.steps_per_epoch * self.config.tuning.epochs
+
+    @property
+    def _is_probe(self) -> bool:
+        """Whether a linear head alone learns: then its best weights are computed rather than approached in steps."""
+        return self.config.tuning.method == "head" and isinstance(self.classifier.head, LinearHead)
+
+    def _fit_probe(self) -> Event:
+        """Set the head to a probe of what it will see, its penalty chosen by cross-validation (STATISTICS.md 23)."""
+        if not isinstance(self.classifier.head, LinearHead):
+            raise SettingError(
+                "tuning.start is 'probe', but the head is not linear (model.head = 'mlp'). "
+                "Take a linear head, or tuning.start = 'random'."
+            )
+        part, score = self.parts["train"], self.classifier.head.score
+        pooled_ND, truth = torch.from_numpy(self._pooled("train")), torch.from_numpy(part.truth)
+        groups = np.arange(len(part.truth)) if part.groups is None else part.groups
+        options: dict[str, Any] = {"classes": len(self.classifier.labels), "bias": score.bias is not None}
+        strength, _ = choose_strength(pooled_ND, truth, groups, seed=self.config.seed, **options)
+        # A start for tuning stops early: a probe that fits all rows leaves no loss to move the features with.
+        steps = MOST_STEPS if self._is_probe else EARLY_STEPS
+        probe = fit_probe(
+            pooled_ND, truth, strength=strength, class_weights_C=self.class_weights_C, steps=steps, **options
+        )
+        with torch.no_grad():
+            score.weight.copy_(probe.weight_CD)
+            if score.bias is not None and probe.bias_C is not None:
+                score.bias.copy_(probe.bias_C)
+        self.best = {name: weight.detach().clone() for name, weight in self.weights}
+        if self._is_probe:  # no steps follow: this is the loss of training
+            probs = self.classifier.calibration.probabilities(probe.logits(pooled_ND).numpy())
+            right = round(held_out_accuracy(part.truth, probs) * len(truth))
+            self._recent.append((held_out_loss(part.truth, probs), right, len(truth)))
+        return Event("tuning", "probe", values={"strength": strength, "rows": len(truth)})
+
+    def _pooled(self, name: str) -> np.ndarray:
+        """What the head sees of the texts of a part `(N, D)`."""
+        self.classifier.eval()
+        if self.tuned.start:
+            return pool_states(self.classifier, self.tuned.states[name], start=self.tuned.start)
+        backbone = self.classifier.backbone
+        frozen = FrozenBlocks(backbone, stop=backbone.depth, dtype=arithmetic(self.config))
+        states = listened(frozen_states(frozen, self.parts[name].tokens), silent)
+        return pool_states(self.classifier, states, start=backbone.depth)
 
     def _keep_activations(self) -> Generator[Event, None, None]:
         start = self.tuned.start
@@ -179,6 +235,9 @@ class Loop:
             steps = training_steps(sizes, rows_per_step=tuning.batch_size, seed=self.config.seed, epoch=epoch)
             for i in range(self.step - epoch * self.steps_per_epoch, len(steps)):
                 yield self._learn(steps[i], epoch=epoch)
+                if self._diverged:
+                    yield self._stop_diverged(steps[i])
+                    return
                 if i + 1 in checks:
                     yield self._evaluate(epoch=epoch + (i + 1) / self.steps_per_epoch)
                     if self.stale >= tuning.patience:
@@ -210,8 +269,10 @@ class Loop:
             share, hits = self._backward(micro, rows_in_step=len(rows))
             loss, right = loss + share, right + hits
         self._clip()
-        self.optimizer.step()
         self.step += 1
+        self._diverged = not math.isfinite(loss)
+        if not self._diverged:
+            self.optimizer.step()
         self._recent.append((loss, right, len(rows)))
         values = {
             "loss": loss,
@@ -220,6 +281,18 @@ class Loop:
             "seconds_left": self._seconds_left(time.perf_counter() - started),
         }
         return Event("tuning", "step", self.step, self.total_steps, values)
+
+    def _stop_diverged(self, rows: np.ndarray) -> Event:
+        """Say where the loss left the numbers; the best weights so far are what remains."""
+        some = ", ".join(str(row) for row in rows[:8].tolist()) + (" ..." if len(rows) > 8 else "")
+        found = f"The loss of step {self.step} (training texts {some}) is not a number"
+        if self.tuned.best_step == 0:
+            raise SettingError(
+                f"{found}, before any validation score. Expected a finite one; lower tuning.learning_rate "
+                f"({self.config.tuning.learning_rate:g}), or take tuning.precision = 'fp32'."
+            )
+        text = f"{found}: tuning stopped, and the weights of step {self.tuned.best_step} are kept."
+        return Event("tuning", "note", values={"text": text})
 
     def _clip(self) -> None:
         gradients = [weight.grad for _, weight in self.weights if weight.grad is not None]
@@ -232,7 +305,15 @@ class Loop:
         truth = torch.from_numpy(self.parts["train"].truth[micro])
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic(self.config) is torch.bfloat16):
             logits_BC = self._logits(micro)
-        loss = summed_loss(logits_BC, truth, class_weights_C=self.class_weights_C) / rows_in_step
+        tuning = self.config.tuning
+        loss = summed_loss(
+            logits_BC,
+            truth,
+            class_weights_C=self.class_weights_C,
+            focal_gamma=tuning.focal_gamma if tuning.loss == "focal" else 0.0,
+            label_smoothing=tuning.label_smoothing,
+        )
+        loss = loss / rows_in_step
         loss.backward()
         return loss.item(), int(right_rows(logits_BC, truth).sum())
 

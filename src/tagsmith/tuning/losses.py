@@ -6,34 +6,68 @@ Axes: B rows of a micro-batch, N rows of a part, C labels.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def summed_loss(logits_BC: Tensor, truth: Tensor, *, class_weights_C: Tensor | None) -> Tensor:
+def summed_loss(
+    logits_BC: Tensor,
+    truth: Tensor,
+    *,
+    class_weights_C: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """The loss summed over rows, in nats: cross-entropy, or its binary form where `truth` is `(B, C)` bool.
 
-    The caller divides by the rows of the step, so that long texts weigh no more than short ones.
+    The caller divides by the rows of the step, so that long texts weigh no more than short ones. `focal_gamma` above 0
+    multiplies a loss by `(1 - p)^gamma`, p what the truth was given (Lin et al. 2017); `label_smoothing` spreads that
+    share of the target over all labels (Szegedy et al. 2016).
     """
-    if truth.ndim == 2:
-        return summed_binary_cross_entropy(logits_BC, truth, class_weights_C=class_weights_C)
-    return summed_cross_entropy(logits_BC, truth, class_weights_C=class_weights_C)
+    summed = summed_binary_cross_entropy if truth.ndim == 2 else summed_cross_entropy
+    return summed(
+        logits_BC, truth, class_weights_C=class_weights_C, focal_gamma=focal_gamma, label_smoothing=label_smoothing
+    )
 
 
-def summed_cross_entropy(logits_BC: Tensor, truth_B: Tensor, *, class_weights_C: Tensor | None) -> Tensor:
+def summed_cross_entropy(
+    logits_BC: Tensor,
+    truth_B: Tensor,
+    *,
+    class_weights_C: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Cross-entropy summed over rows, in nats; with class weights each row counts by that of its label."""
-    return F.cross_entropy(logits_BC.float(), truth_B, weight=class_weights_C, reduction="sum")
+    options = {"weight": class_weights_C, "label_smoothing": label_smoothing}
+    if not focal_gamma:
+        return F.cross_entropy(logits_BC.float(), truth_B, reduction="sum", **options)
+    losses_B = F.cross_entropy(logits_BC.float(), truth_B, reduction="none", **options)
+    certain_B = logits_BC.float().softmax(1).gather(1, truth_B[:, None])[:, 0]
+    return ((1 - certain_B) ** focal_gamma * losses_B).sum()
 
 
-def summed_binary_cross_entropy(logits_BC: Tensor, truth_BC: Tensor, *, class_weights_C: Tensor | None) -> Tensor:
+def summed_binary_cross_entropy(
+    logits_BC: Tensor,
+    truth_BC: Tensor,
+    *,
+    class_weights_C: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Binary cross-entropy summed over rows and averaged over labels, as Hugging Face's multi-label loss is.
 
     A weight multiplies the loss of the rows that have the label, not of those that lack it.
     """
-    loss = F.binary_cross_entropy_with_logits(
-        logits_BC.float(), truth_BC.float(), pos_weight=class_weights_C, reduction="sum"
+    target_BC = truth_BC.float() * (1 - label_smoothing) + label_smoothing / 2
+    losses_BC = F.binary_cross_entropy_with_logits(
+        logits_BC.float(), target_BC, pos_weight=class_weights_C, reduction="none"
     )
-    return loss / truth_BC.shape[1]
+    if focal_gamma:
+        certain_BC = torch.where(truth_BC, logits_BC.float(), -logits_BC.float()).sigmoid()
+        losses_BC = (1 - certain_BC) ** focal_gamma * losses_BC
+    return losses_BC.sum() / truth_BC.shape[1]
 
 
 def right_rows(logits_BC: Tensor, truth: Tensor) -> Tensor:

@@ -15,17 +15,16 @@ from torch import Tensor
 from tagsmith.data.batching import length_sorted
 from tagsmith.data.encoding import Tokens, mean_of_pieces
 from tagsmith.events import Event
-from tagsmith.model.activations import States
 from tagsmith.model.backbone import Backbone
 from tagsmith.model.packing import inference_copy, side_by_side
 from tagsmith.model.pooling import pool
 from tagsmith.tuning.losses import summed_loss
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 """Penalties that cross-validation chooses from: `strength / 2 |W|^2` beside the loss summed over the rows, on states of
 unit variance. The strongest first: a weaker one must do better."""
 
-FOLDS, MOST_STEPS = 3, 60
+FOLDS, MOST_STEPS, EARLY_STEPS = 3, 60, 15
 
 
 @dataclass(frozen=True)
@@ -95,17 +94,6 @@ def _folds(groups: np.ndarray, *, seed: int) -> np.ndarray:
     """The fold of each row `(N,)`; rows of one group share one."""
     distinct, of_row = np.unique(groups, return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(distinct)) % FOLDS)[of_row]
-
-
-def pooled_states(backbone: Backbone, states: States, *, how: str) -> Tensor:
-    """What the head sees of texts `(N, D)` whose states left the last block: normed, pooled, averaged over pieces."""
-    tokens = states.tokens
-    pooled_PD = np.zeros((len(tokens.rows), backbone.width), dtype=np.float32)
-    with torch.inference_mode():
-        for pieces in length_sorted(tokens.lengths, tokens_per_batch=4096):
-            hidden_BLD, lengths_B = states.padded(pieces)
-            pooled_PD[pieces] = pool(backbone.final_norm(hidden_BLD), lengths_B, how=how).float().numpy()
-    return torch.from_numpy(mean_of_pieces(pooled_PD, tokens.rows, texts=len(tokens)))
 
 
 def pooled_by_depth(
