@@ -14,7 +14,7 @@ import pytest
 from tagsmith import cli
 from tagsmith.config import Config, load_settings
 
-VERBS = ["train", "predict", "evaluate", "report", "init", "assets"]
+VERBS = ["train", "check", "predict", "evaluate", "report", "init", "assets"]
 
 
 @pytest.fixture
@@ -166,6 +166,62 @@ def test_labels_that_training_did_not_see_are_refused(run, here, llama_bundle, s
     code, out, err = run("evaluate", llama_bundle, "new.csv")
     assert (code, out) == (3, "")
     assert_one_paragraph(err)
+
+
+# ---- A check
+
+
+def test_a_check_shows_a_table_and_writes_nothing(run, here, toy_csv):
+    code, out, err = run("check", toy_csv)
+    assert code == 0
+    assert "Labels (2)" in out
+    assert "Findings" in out
+    assert "Traceback" not in err
+    assert list(here.iterdir()) == []
+
+
+def test_a_check_as_json_is_plain_data(run, here, toy_csv, bert_folder):
+    code, out, _ = run("check", toy_csv, "--json", "--against", toy_csv, "--backbone", bert_folder)
+    found = json.loads(out)
+    assert code == 0
+    assert (found["source"], found["against"], found["leak"]["near"]) == (str(toy_csv), str(toy_csv), 240)
+    assert found["tokens"]["unknown"] == 0.0
+    assert found["tokens"]["max_tokens"] == 256
+
+
+def test_a_page_of_a_check_is_not_written_over_another_unasked(run, here, toy_csv):
+    assert run("check", toy_csv, "--html", "check.html")[:2] == (0, "check.html\n")
+    before = everything(here)
+    code, out, err = run("check", toy_csv, "--html", "check.html")
+    assert (code, out) == (3, "")
+    assert_one_paragraph(err)
+    assert everything(here) == before
+    assert run("check", toy_csv, "--html", "check.html", "--force")[0] == 0
+
+
+def test_texts_without_labels_are_checked_and_that_is_said(run, here):
+    Path("texts.csv").write_text("text\nthe room was lovely\nthe waiter was rude\n", encoding="utf-8")
+    code, out, _ = run("check", "texts.csv")
+    assert code == 0
+    assert "ERROR: Only the texts were looked at" in out
+
+
+@pytest.mark.parametrize("words", [["absent.csv"], ["in.csv", "--set", "data.label=nope"], ["in.csv", "--query", "q"]])
+def test_what_cannot_be_checked_is_explained_in_one_paragraph(words, run, here):
+    Path("in.csv").write_text("text,label\nlovely room,a\nrude bath,b\n", encoding="utf-8")
+    code, out, err = run("check", *words)
+    assert (code, out) == (3, "")
+    assert_one_paragraph(err)
+
+
+def test_a_check_needs_no_deep_learning_library(here, toy_csv):
+    program = (
+        "import sys; sys.argv = ['tagsmith', 'check', sys.argv[1]]\nfrom tagsmith.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(sorted({'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, toy_csv], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 # ---- Usage

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tagsmith.estimator import TextClassifier
     from tagsmith.evaluation.report import Report
     from tagsmith.model.classifier import Classifier, build
-    from tagsmith.pipeline import evaluate, train
+    from tagsmith.pipeline import check, evaluate, train
     from tagsmith.tuning.loop import tune
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "Table",
     "TextClassifier",
     "build",
+    "check",
     "evaluate",
     "load",
     "prepare",
@@ -47,6 +48,7 @@ _HOMES = {
     "Table": "data.table",
     "TextClassifier": "estimator",
     "build": "model.classifier",
+    "check": "pipeline",
     "evaluate": "pipeline",
     "load": "deployment.bundle",
     "prepare": "data.preparing",

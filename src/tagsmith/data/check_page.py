@@ -22,11 +22,11 @@ def draw_check(check: Facts) -> str:
         title=f"{word(check.get('source', 'A table'))}: {number(check['rows'])} rows",
         findings=findings_section(check["findings"]),
         labels=_labels_section(check["labels"], rows=check["rows"]),
-        lengths=_lengths_section(check),
+        lengths=lengths_section(check),
         duplicates=_duplicates_section(check),
         leak=_leak_section(check),
         giveaways=giveaways_section(check["giveaways"]),
-        languages=_languages_section(check),
+        languages=shares_section(check),
         cleaning=_cleaning_section(check),
         test=_test_section(check["test"]),
         history=_history_section(check),
@@ -34,14 +34,14 @@ def draw_check(check: Facts) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def findings_section(findings: Sequence[Facts]) -> str:
+def findings_section(findings: Sequence[Facts], *, title: str = "Findings, the worst first") -> str:
     """The findings as a list, each with what to do about it."""
     items = "".join(
         f'<li class="is-{escape(each["severity"])}"><strong>{escape(each["severity"])}</strong>: {escape(each["text"])}'
         f'<br><span class="soft">{escape(each["advice"])}</span></li>'
         for each in findings
     )
-    return "<h2>Findings, the worst first</h2>" + (
+    return f"<h2>{title}</h2>" + (
         f'<ol class="findings">{items}</ol>' if items else "<p>Nothing was found that could mislead.</p>"
     )
 
@@ -103,24 +103,21 @@ def _bars(counts: Sequence[Facts]) -> str:
     )
 
 
-def _lengths_section(check: Facts) -> str:
+def lengths_section(check: Facts) -> str:
+    """Characters, words and tokens, and how well the tokenizer knows the texts."""
     rows = [[name, *(number(spread[key]) for key in _SPREAD)] for name, spread in check["lengths"].items()]
     tokens = check["tokens"]
     if tokens is not None:
         rows.append(["tokens", "", *(number(tokens[key]) for key in ("median", "p95", "longest"))])
-    return "<h2>Lengths</h2>" + lengths_table(rows) + tokens_line(tokens, check.get("backbone"))
+    return (
+        "<h2>Lengths</h2>" + table_of(["", *_HEAD], rows, numbers=range(1, 5)) + _tokens(tokens, check.get("backbone"))
+    )
 
 
-_SPREAD = ("least", "median", "p95", "most")
+_SPREAD, _HEAD = ("least", "median", "p95", "most"), ("least", "median", "95 %", "most")
 
 
-def lengths_table(rows: Sequence[Sequence[object]]) -> str:
-    """Lines of least, median, 95 % and most."""
-    return table_of(["", "least", "median", "95 %", "most"], rows, numbers=range(1, 5))
-
-
-def tokens_line(tokens: Facts | None, backbone: str | None) -> str:
-    """How well a backbone's tokenizer knows the texts, in a sentence."""
+def _tokens(tokens: Facts | None, backbone: str | None) -> str:
     if tokens is None:
         return ""
     return (
@@ -164,17 +161,13 @@ def _leak_section(check: Facts) -> str:
     )
 
 
-def _languages_section(check: Facts) -> str:
-    return "<h2>Scripts and languages</h2>" + shares_lines(check)
-
-
-def shares_lines(check: Facts) -> str:
+def shares_section(check: Facts) -> str:
     """Scripts by letters, and languages by rows, in two sentences."""
     lines = []
     for key, name in (("scripts", "Scripts, by letters"), ("languages", "Languages, by rows")):
         shown = ", ".join(f"{escape(each)} {_percent(share)}" for each, share in check[key].items() if share >= 0.005)
         lines.append(f"<p>{name}: {shown}.</p>" if shown else "")
-    return "".join(lines)
+    return f"<h2>Scripts and languages</h2>{''.join(lines)}"
 
 
 def _cleaning_section(check: Facts) -> str:

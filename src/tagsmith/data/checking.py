@@ -109,7 +109,7 @@ def _labels(table: Table) -> Plain:
     counts = counts.sort("count", "label", descending=[True, False])
     names = counts["label"].to_list()
     return {
-        "kind": "multi" if table.multi_label else "single" if names else "none",
+        "kind": "none" if not names else "multi" if table.multi_label else "single",
         "number": len(names),
         "counts": [{"label": name, "rows": rows} for name, rows in counts.head(_MOST_LABELS).iter_rows()],
         "smallest": None if not names else {"label": names[-1], "rows": counts["count"][-1]},

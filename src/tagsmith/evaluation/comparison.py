@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tagsmith.data.power import detectable_difference, minimum_difference
 from tagsmith.evaluation.metrics import Interval, design_effect
 
 Value = Literal["better", "worse", "practically equal", "undecided"]
 Measure = Literal["accuracy", "micro_f1", "macro_f1"]
 SIGNIFICANCE = 0.05
-_FEWEST_DISCORDANT = 6  # 2 * 0.5**6 = 0.031 is the first two-sided p below 0.05
 
 
 @dataclass(frozen=True)
@@ -130,36 +130,6 @@ def _convolve(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     from scipy.signal import convolve
 
     return np.maximum(convolve(first, second), 0)
-
-
-def minimum_difference(groups: np.ndarray) -> float | None:
-    """The smallest difference in points that rows in these groups `(N,)` could ever call significant.
-
-    Six discordant rows in six groups, all in favour of one model; None below six groups.
-    """
-    if len(np.unique(groups)) < _FEWEST_DISCORDANT:
-        return None
-    return 100 * _FEWEST_DISCORDANT / len(groups)
-
-
-def detectable_difference(rows: float, discordance: float) -> float | None:
-    """The difference in points that McNemar's test sees with 80 % power on `rows` effective rows.
-
-    `discordance` q is the share of rows on which exactly one model is right. Solves, for d, the sample size
-    n = (z_a sqrt(q) + z_b sqrt(q - d^2))^2 / d^2 (Connor 1987, Biometrics 43). None where even one-sided discordance
-    would not be enough.
-    """
-    from scipy.stats import norm
-
-    level, power = norm.ppf(1 - SIGNIFICANCE / 2), norm.ppf(0.8)
-
-    def missing(difference: float) -> float:
-        spread = np.sqrt(max(discordance - difference**2, 0))
-        return difference * np.sqrt(rows) - level * np.sqrt(discordance) - power * spread
-
-    if discordance <= 0 or missing(discordance) < 0:
-        return None
-    return 100 * _rising_root(missing, 0.0, discordance)
 
 
 def _difference(gains: np.ndarray, groups: np.ndarray) -> Interval:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tagsmith.data.check_page import findings_section, giveaways_section, lengths_section, shares_section
 from tagsmith.markup import Html, escape, figure_of, number, part_of, quote, shorten, style, table_of, word
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def _scores_section(report: Mapping[str, Any]) -> str:
     return (
         "<h2>How good it is</h2>"
         + figure_of(
-            _bars(drawn, compared, title), f"{title[0].upper()}{title[1:]} on the test rows; whiskers are 95 % intervals."
+            _bars(drawn, compared, title),
+            f"{title[0].upper()}{title[1:]} on the test rows; whiskers are 95 % intervals.",
         )
         + table_of(["", "rows", *measures], rows, numbers=range(1, len(measures) + 2))
         + "".join(f'<p class="soft">{escape(remark)}</p>' for remark in _remarks(report["test"], report["verdict"]))
@@ -247,7 +249,22 @@ def _data_section(data: Mapping[str, Any]) -> str:
         for h in data.get("history", [])
     ]
     history = table_of(["step", "before", "after", "reason", "rows concerned"], rows, numbers=(1, 2), texts=(3, 4))
-    return "<h2>What happened to the data</h2>" + "".join(f"<p>{escape(fact)}</p>" for fact in facts) + history
+    lines = "".join(f"<p>{escape(fact)}</p>" for fact in facts)
+    return f"<h2>What happened to the data</h2>{lines}{history}{_check_section(data)}"
+
+
+def _check_section(data: Mapping[str, Any]) -> str:
+    """What was found in the rows before training, as `tagsmith check` shows it."""
+    check = data.get("check")
+    if not check:
+        return ""
+    found = {**check, "tokens": data.get("tokens")}
+    return (
+        findings_section(check["findings"], title="What was found in the data")
+        + lengths_section(found)
+        + giveaways_section(check["giveaways"])
+        + shares_section(found)
+    )
 
 
 def _model_section(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
