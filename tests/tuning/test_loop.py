@@ -86,7 +86,7 @@ def test_a_linear_head_alone_is_fitted_as_a_probe(family, ready):
 def test_tuning_that_starts_at_the_probe_begins_lower(method, ready):
     losses, still = {}, {"learning_rate": 1e-9, "head_learning_rate": 1e-9, "epochs": 1}
     for start in ("random", "probe"):
-        classifier, parts = ready()
+        classifier, parts = ready(rows=400)
         tuned = tune(classifier, parts, settings(method=method, start=start, **still), metric=METRIC)
         losses[start] = tuned.curves[0]["train_loss"]
     assert losses["probe"] < losses["random"] - 0.02
