@@ -131,11 +131,20 @@ def _guessed_encoding(data: mmap.mmap, name: str) -> str:
     best = matches.best() if controls * 100 <= len(sample) else None
     if best is None:
         refuse_binary(name, "bytes that are text in no known encoding")
+    if _is_euc_jp(sample):
+        return "euc_jp"
     # By far the most common of them, where the bytes are alike in it or too few to tell a language by (a pound sign).
     few = len(re.findall(rb"[\x80-\xff]", sample)) * 10 < len(sample)
     western = [match.coherence for match in matches if "cp1252" in match.could_be_from_charset]
     alike = max(western, default=-1) >= best.coherence - 0.05 or (few and best.coherence == 0)
     return "cp1252" if alike else best.encoding
+
+
+def _is_euc_jp(sample: bytes) -> bool:
+    """Whether much of it is kana then; the same bytes are letters of Korean words in cp949, but hardly ever so many."""
+    text = codecs.getincrementaldecoder("euc_jp")(errors="replace").decode(sample)
+    letters = len(re.findall(r"[^\x00-\x7f]", text))
+    return "\ufffd" not in text and len(re.findall("[\u3041-\u30fe]", text)) > 0.35 * letters
 
 
 def _is_valid(line: bytes) -> bool:

@@ -43,7 +43,8 @@ def hub_files(source: str) -> list[File]:
         folder = _cached(wanted.repository, source)
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         chosen = _chosen(names, wanted, source)
-        return [File(name, file_at(folder / name).path, (f"{source}, as cached",)) for name in chosen]
+        note = f"{source} at revision {folder.name[:12]}, from the cache"
+        return [File(name, file_at(folder / name).path, (note,)) for name in chosen]
     return _fetched(wanted, source, require_hub(f"datasets/{wanted.repository}"))
 
 
@@ -55,12 +56,14 @@ def _wanted(source: str) -> _Wanted:
 
 
 def _cached(repository: str, source: str) -> Path:
-    from huggingface_hub import snapshot_download
+    """The folder of the revision that was fetched last."""
+    from huggingface_hub import constants
 
-    try:
-        return Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
-    except Exception as error:  # noqa: BLE001 - the client has no base class for its errors
-        _refuse(source, f"offline is set, and the hub's cache does not hold it ({first_line(error)})")
+    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
+    revisions = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime)
+    if not revisions:
+        _refuse(source, "offline is set, and the hub's cache does not hold it")
+    return revisions[-1]
 
 
 def _fetched(wanted: _Wanted, source: str, endpoint: str) -> list[File]:

@@ -77,8 +77,22 @@ def _read_fast(file: File, data: mmap.mmap) -> pl.DataFrame | None:
             types[key] = pl.List(pl.String) if is_plain_list(value) else types.get(key, pl.String)
     require_columns(file.name, len(types))
     try:
-        return pl.read_ndjson(file.path, schema=types)
+        frame = pl.read_ndjson(file.path, schema=types)
     except pl.exceptions.PolarsError:
+        return None
+    return None if any(_hides_lists(column) for column in frame if column.dtype == pl.String) else frame
+
+
+def _hides_lists(column: pl.Series) -> bool:
+    """Whether a list that no sample showed became a word such as `["a"]`; a text such as `[deleted]` is none."""
+    cells = column.filter(column.str.starts_with("[") & column.str.ends_with("]")).unique()
+    return any(is_plain_list(_parsed(cell)) for cell in cells.to_list())
+
+
+def _parsed(cell: str) -> object:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
         return None
 
 
