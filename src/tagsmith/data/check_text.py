@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -174,13 +173,23 @@ def _columns(rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> Iterat
 def _paragraph(text: str, *, indent: int = 2, hanging: int = 4) -> Iterator[str]:
     """Wrapped at 80 columns, wide signs counted twice."""
     line, room = " " * indent, indent
-    for word in _seen(text).replace("--set ", "--set\0").split():
-        for piece in textwrap.wrap(word, WIDTH // 2 - hanging, break_on_hyphens=False):
+    # What belongs together stays on one line: a setting with its option, a number with its sign.
+    for word in _seen(text).replace("--set ", "--set\0").replace(" %", "\0%").split():
+        for piece in _pieces(word, WIDTH - hanging):
             if room + _width(piece) > WIDTH:
                 yield line.rstrip()
                 line, room = " " * hanging, hanging
             line, room = f"{line}{piece} ".replace("\0", " "), room + _width(piece) + 1
     yield line.rstrip()
+
+
+def _pieces(word: str, most: int) -> Iterator[str]:
+    while word:
+        end = len(word)
+        while _width(word[:end]) > most:
+            end = max(1, end * 3 // 4)
+        yield word[:end]
+        word = word[end:]
 
 
 def _examples(texts: Sequence[str]) -> Iterator[str]:

@@ -176,9 +176,8 @@ def _conflicts(table: Table) -> Plain:
     """Texts that carry different labels, those of the most rows first."""
     text_ids = distinct(fold_all(table.frame["text"]))[1]
     rows = conflicting_rows(table, text_ids)
-    frame = table.frame.select("row", "text").with_columns(label_keys(table).alias("key"), pl.Series("id", text_ids))[
-        rows
-    ]
+    found = table.take(rows)
+    frame = found.frame.select("row", "text", label_keys(found).alias("key"), pl.Series("id", text_ids[rows]))
     groups = frame.group_by("id", maintain_order=True).agg("row", "text", "key")
     first = groups.sort(pl.col("row").list.len(), descending=True, maintain_order=True).head(_MOST_EXAMPLES)
     examples = [

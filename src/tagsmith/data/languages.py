@@ -48,8 +48,8 @@ def _letters(texts: pl.Series) -> dict[str, int]:
 def languages_of(texts: pl.Series, words: pl.DataFrame) -> dict[str, float]:
     """The share of rows in each language, the largest first, `undetermined` last; `words` are those of `words_of`.
 
-    A row is in a language when it holds two or more of its commonest words, they are a tenth of its words, and no
-    other language comes as near; or when its letters are of a script that writes one language.
+    A row is in a language when it holds two or more of its commonest words, they are a tenth of its words or a dozen,
+    and no other language comes as near; or when its letters are of a script that writes one language.
     """
     if not len(texts):
         return {}
@@ -88,7 +88,9 @@ def _by_words(words: pl.DataFrame) -> pl.DataFrame:
     )
     sizes = words.group_by("row").len("size")
     sure = (
-        (pl.col("hits") >= 2) & (pl.col("hits") > pl.col("next").fill_null(0)) & (pl.col("hits") * 10 >= pl.col("size"))
+        (pl.col("hits") >= 2)
+        & (pl.col("hits") > pl.col("next").fill_null(0))
+        & (pl.col("hits") * 10 >= pl.col("size").clip(upper_bound=120))
     )
     return best.join(sizes, on="row").filter(sure).sort("row").select("row", "language")
 
