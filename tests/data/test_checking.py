@@ -1,4 +1,7 @@
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ from tagsmith.data.checking import alike, check
 from tagsmith.data.duplicates import group_duplicates
 from tagsmith.data.table import PAIR, Table
 from tagsmith.data.token_lengths import TokenLengths
+
+ROOT = Path(__file__).parents[2]
 
 
 def look(texts, labels=None, *, against=None, tokens=None, **settings):
@@ -150,6 +155,13 @@ def test_what_cleaning_would_change_is_counted_and_how_to_switch_it_on_is_said()
     assert "--set data.clean=html" in finding.advice
 
 
+def test_steps_that_are_on_already_stay_on_in_the_advice():
+    texts, labels = rows(400)
+    found = look([f"{text}\u200b" for text in texts], labels, clean="spaces,html")
+    (finding,) = [finding for finding in found.findings if finding.code == "cleaning"]
+    assert "--set data.clean=html,invisible,spaces" in finding.advice
+
+
 def test_a_label_in_front_of_each_text_is_a_warning():
     texts, labels = rows(400)
     found = look([f"[{label}] {text}" for text, label in zip(texts, labels, strict=True)], labels)
@@ -210,9 +222,17 @@ def test_a_hundred_thousand_labels_are_counted_and_a_thousand_listed():
     texts = [f"text {i} of many" for i in range(100_000)]
     grouped = group_duplicates(Table.of(["a text"], ["x"]), near=0.8)
     table = Table.of(texts, [f"label {i}" for i in range(100_000)])
-    from dataclasses import replace
-
     found = check(replace(grouped, table=table), DataConfig())
     assert found.facts["labels"]["number"] == 100_000
     assert len(found.facts["labels"]["counts"]) == 1000
     assert found.facts["looked_at"] == 50_000
+
+
+def test_the_reference_names_every_key_and_every_finding():
+    page = (ROOT / "docs" / "reference" / "check.md").read_text(encoding="utf-8")
+    keys, codes = (set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) for part in page.split("## Findings"))
+    about = {"tagsmith", "source", "against", "backbone", "notes"}
+    assert keys == about | set(look(*rows(40)).as_dict())
+    source = (ROOT / "src" / "tagsmith" / "data" / "findings.py").read_text(encoding="utf-8")
+    written = re.findall(r'(?:"(?:error|warning|note)"|else "note"),\s+"(\w+)",', source)
+    assert codes == {*written} - {"warning", "note"}

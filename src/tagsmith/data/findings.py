@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tagsmith.config import DataConfig
+from tagsmith.data.cleaning import in_order
 from tagsmith.data.languages import UNDETERMINED
 from tagsmith.data.token_lengths import MOST_UNKNOWN
 
@@ -221,7 +222,7 @@ def _cleaning_findings(facts: Facts, config: DataConfig) -> Iterator[Finding]:
     yield Finding(
         "warning" if serious else "note", "cleaning",
         f"Cleaning would change texts, in rows of the {rows:,} looked at: {shown}.",
-        f"Look at some of them; to switch it on: --set data.clean={','.join(steps)}",
+        f"Look at some of them; to switch it on: --set data.clean={','.join(in_order([*steps, *config.clean]))}",
     )  # fmt: skip
 
 
