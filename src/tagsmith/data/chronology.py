@@ -44,17 +44,23 @@ def times_of(table: Table) -> np.ndarray:
         )
     values = table.frame["time"].cast(pl.String).str.strip_chars()
     numbers = values.cast(pl.Float64, strict=False)
-    if numbers.is_finite().fill_null(value=False).all():
-        return numbers.to_numpy()
+    finite = numbers.is_finite().fill_null(value=False)
+    if 2 * finite.sum() > len(finite):
+        return _all_read(table, numbers.set(~finite, None))
     unique = values.unique(maintain_order=True)
     seconds = pl.Series("seconds", [_seconds(value) for value in unique.to_list()], dtype=pl.Float64)
     known = pl.DataFrame({"value": unique, "seconds": seconds})
     read = pl.DataFrame({"value": values}).join(known, on="value", how="left", maintain_order="left", nulls_equal=True)[
         "seconds"
     ]
-    if read.is_null().any():
-        raise _unreadable(table, values, int(read.is_null().arg_max() or 0))
-    return read.to_numpy()
+    return _all_read(table, read)
+
+
+def _all_read(table: Table, times: pl.Series) -> np.ndarray:
+    missing = times.is_null()
+    if missing.any():
+        raise _unreadable(table, int(missing.arg_max() or 0))
+    return times.to_numpy()
 
 
 def _seconds(value: str | None) -> float | None:
@@ -66,9 +72,9 @@ def _seconds(value: str | None) -> float | None:
         return None
 
 
-def _unreadable(table: Table, values: pl.Series, at: int) -> DataError:
-    value = values[at]
-    found = "no time" if value is None or not value else f"the time '{value[:60]}'"
+def _unreadable(table: Table, at: int) -> DataError:
+    value = (table.frame["time"].cast(pl.String)[at] or "").strip()
+    found = f"the time '{value[:60]}'" if value else "no time"
     return DataError(
         f"Row {int(table.rows[at])} has {found}. Expected ISO dates such as 2024-05-31 or 2024-05-31T12:00:00Z in all "
         "rows, or numbers in all of them; mend the row, or take another column with --set data.time=NAME."
