@@ -104,8 +104,9 @@ class ModelConfig(Section):
 
     backbone: str = "smollm2-135m-instruct-q4"
     """A name from `tagsmith assets`, a Hugging Face id, or a local folder; `A or B` takes the first that can be had."""
-    layers: int | Literal["recommended", "all"] = "recommended"
-    """How many blocks of the backbone are kept, from the bottom; `recommended` is the named backbone's tried depth."""
+    layers: int | Literal["recommended", "all", "auto"] = "recommended"
+    """How many blocks of the backbone are kept, from the bottom; `recommended` is the named backbone's tried depth, `auto`
+    finds one by probes and short tunings on the validation rows."""
     pooling: Literal["auto", "last", "mean", "first"] = "auto"
     """Which token's state the head sees: the last real one, the mean, or the first; `auto` fits the family."""
     head: Literal["linear", "mlp"] = "linear"
@@ -203,6 +204,10 @@ class Config(Section):
     def with_settings(self, settings: Mapping[str, Any]) -> Config:
         """A copy with nested `settings` laid over it."""
         return Config.of(_merge(self.model_dump(), settings))
+
+    def with_data(self, **settings: Any) -> Config:
+        """A copy with other settings of `data`."""
+        return self.with_settings({"data": settings})
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -232,6 +232,7 @@ def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
         "best_step": result.tuned.best_step,
         "steps": result.tuned.steps,
         "hugging_face": bundle.settings["hugging_face"],
+        **({} if run.depth is None else {"depth": run.depth.as_dict()}),
     }
 
 

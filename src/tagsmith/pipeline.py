@@ -24,11 +24,11 @@ import polars as pl
 
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.catalogue import ASSETS
-from tagsmith.config import Config, fields, parse_setting, settings_of
+from tagsmith.config import Config, DataConfig, fields, parse_setting, settings_of
 from tagsmith.data.cleaning import clean_table
 from tagsmith.data.labelling import SIMILAR
 from tagsmith.data.preparing import Prepared, prepare, prepare_given
-from tagsmith.data.readers import is_url, read_as, redacted
+from tagsmith.data.readers import is_url, read, read_as, redacted
 from tagsmith.data.table import PAIR, Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
@@ -119,7 +119,9 @@ def evaluate(
     from tagsmith.evaluation.report import build_report
 
     loaded = load(bundle) if isinstance(bundle, str | Path) else bundle
-    config = Config.of(loaded.settings["config"]).with_settings({"data": {"query": query}})
+    config = Config.of(loaded.settings["config"])
+    # Nothing is split here, and the query of the training would give its rows again.
+    config = config.with_data(query=query, split="group", split_column=None, time=None)
     command = ["tagsmith", "evaluate", str(loaded.folder), _name(source), *(["--query", query] if query else [])]
     run = Run(config, listen, command=shlex.join(command))
     _require_use_of_query(config, source)
@@ -295,10 +297,8 @@ def _prepare(source: Source, validation: Source | None, test: Source | None, run
         from tagsmith.deployment.manifest import verify
 
         verify(Path(run.config.data.earlier))
-    train_table, validation_table, test_table = (
-        None if s is None else _read(s, run) for s in (source, validation, test)
-    )
-    assert train_table is not None, "source is required"
+    train_table = _read(source, run, divided=True)
+    validation_table, test_table = (None if s is None else _read(s, run) for s in (validation, test))
     if validation_table is None and test_table is None:
         return prepare(train_table, run.config.data, seed=run.config.seed, listen=run.listen)
     return prepare_given(
@@ -322,9 +322,9 @@ def _look(prepared: Prepared, run: Run) -> None:
             run.listen(Event("data", "note", values={"text": f"{finding.text} {finding.advice}"}))
 
 
-def _read(source: Source, run: Run, *, labelled: bool = True) -> Table:
-    """The rows of a source, cleaned."""
-    table = clean_table(_read_as_it_is(source, run, labelled=labelled), run.config.data.clean)
+def _read(source: Source, run: Run, *, labelled: bool = True, divided: bool = False) -> Table:
+    """The rows of a source, cleaned; `divided` ones with the columns that say how."""
+    table = clean_table(_read_as_it_is(source, run, labelled=labelled, divided=divided), run.config.data.clean)
     if not len(table):
         steps = ", ".join(run.config.data.clean)
         raise DataError(f"Cleaning ({steps}) leaves no text in any row. Expected some; take fewer steps in data.clean.")
@@ -339,15 +339,31 @@ def _require_use_of_query(config: Config, *sources: Source | None) -> None:
         )
 
 
-def _read_as_it_is(source: Source, run: Run, *, labelled: bool) -> Table:
+def _read_as_it_is(source: Source, run: Run, *, labelled: bool, divided: bool) -> Table:
     if isinstance(source, Table):
         return source
-    table = read_as(_path(source, run), run.config.data, labelled=labelled)
+    if divided and (run.config.data.time or run.config.data.split_column):
+        table = _read_divided(_path(source, run), run.config.data)
+    else:
+        table = read_as(_path(source, run), run.config.data, labelled=labelled)
     run.listen(Event("data", "read", values={"source": redacted(source), "rows": len(table)}))
     for change in table.history:
         if change.step == SIMILAR:
             run.note(f"{redacted(source)}: {change.reason}")
     return table
+
+
+def _read_divided(source: str | Path, data: DataConfig) -> Table:
+    """As `read_as`, with the columns of time and part, which other files than the one to be split need not have."""
+    asked: dict[str, Any] = {name: getattr(data, name) for name in _ASKED_OF_READERS}
+    query = data.query if is_url(source) else None
+    return read(source, **asked, query=query, time=data.time, part=data.split_column)
+
+
+_ASKED_OF_READERS = (
+    *("text", "text_pair", "label", "label_separator", "group", "merge_labels", "drop_labels"),
+    *("quoting", "delimiter", "encoding", "header"),
+)
 
 
 def _path(source: str | Path, run: Run) -> str | Path:
@@ -463,6 +479,7 @@ def _tune(
 
     parts = _encode(classifier, prepared)
     _count_tokens(classifier, prepared, run)
+    _choose_depth(classifier, parts, run)
     learning = list(trainable(classifier, run.config.tuning))
     untuned = {name: weight.detach().clone() for name, weight in learning}
     tuned = tune(
@@ -485,12 +502,24 @@ def _tune(
     return result
 
 
+def _choose_depth(classifier: Classifier, parts: Mapping[str, Part], run: Run) -> None:
+    """With `model.layers = auto` the blocks above the depth that the validation rows ask for are cut off."""
+    if run.config.model.layers != "auto":
+        return
+    from tagsmith.tuning.depth import choose_depth
+
+    run.depth = choose_depth(classifier, parts["train"], parts["validation"], run.config, listen=run.listen)
+    classifier.backbone.cut(run.depth.layers)
+    tried = ", ".join(f"{each.layers} blocks {each.loss:.4f}" for each in run.depth.tunings)
+    run.note(f"{run.depth.layers} blocks are kept (validation log loss of short tunings: {tried}).")
+
+
 def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
     from tagsmith.tuning.loop import Part
 
     parts = {}
     for name, table in prepared.splits.items():
-        parts[name] = Part(classifier.encoder.encode(table.texts), truth_of(table, classifier.labels))
+        parts[name] = Part(classifier.encoder.encode(table.texts), truth_of(table, classifier.labels), table.groups)
         if not parts[name].tokens.lengths.all():
             empty = parts[name].tokens.rows[parts[name].tokens.lengths == 0]
             row = int(table.rows[empty[0]])

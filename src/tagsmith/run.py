@@ -21,6 +21,7 @@ from tagsmith.labels import Labels
 if TYPE_CHECKING:
     from tagsmith.evaluation.thresholds import Thresholds
     from tagsmith.model.classifier import Classifier
+    from tagsmith.tuning.depth import DepthChoice
     from tagsmith.tuning.loop import Part, Tuned
 
 
@@ -38,6 +39,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     weights: Located | None = None
+    depth: DepthChoice | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

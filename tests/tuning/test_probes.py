@@ -3,14 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from tagsmith.config import ModelConfig
-from tagsmith.events import listened, silent
-from tagsmith.labels import Labels
-from tagsmith.model.activations import FrozenBlocks, frozen_states
-from tagsmith.model.classifier import build, pool_states
-from tagsmith.tuning.probes import STRENGTHS, choose_strength, fit_probe, pooled_by_depth
-
-TEXTS = ["a lovely room", "x", "the waiter was rude and the soup was cold", "breakfast at nine, dinner at seven"]
+from tagsmith.tuning.probes import STRENGTHS, choose_strength, fit_probe
 
 
 def points(count=300, *, width=12, classes=3, seed=0):
@@ -58,23 +51,3 @@ def test_the_penalty_with_the_least_loss_on_unseen_groups_is_chosen():
     # With its copies in other folds each point is known by heart, and no penalty seems needed.
     assert alone < together
     assert losses[alone] < kept[together]
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-def test_states_of_every_depth_are_those_of_a_backbone_cut_there(family, make_folder):
-    folder = make_folder(family)
-
-    def classifier_of(layers, pooling="auto"):
-        config = ModelConfig(max_tokens=48, pooling=pooling)
-        return build(folder, config, labels=Labels.of(["a", "b"]), layers=layers, seed=0).eval().requires_grad_(False)
-
-    whole = classifier_of(None)
-    tokens = whole.encoder.encode(TEXTS)
-    found = listened(pooled_by_depth(whole.backbone, tokens, poolings=("last", "mean"), dtype=torch.float32), silent)
-    assert set(found) == {(d, how) for d in range(1, whole.backbone.depth + 1) for how in ("last", "mean")}
-    for depth in range(1, whole.backbone.depth + 1):
-        for how in ("last", "mean"):
-            cut = classifier_of(depth, how)
-            frozen = FrozenBlocks(cut.backbone, stop=depth, dtype=torch.float32)
-            pooled_ND = pool_states(cut, listened(frozen_states(frozen, tokens), silent), start=depth)
-            np.testing.assert_allclose(found[depth, how].numpy(), pooled_ND, atol=1e-5, rtol=1e-5)

@@ -54,6 +54,16 @@ class Tokens:
         """Tokens of each text `(N,)`, over all of its pieces."""
         return np.bincount(self.rows, weights=self.lengths, minlength=len(self)).astype(np.int64)
 
+    def of_texts(self, rows: np.ndarray) -> Tokens:
+        """The tokens of some texts, in this order."""
+        pieces, owners = self.pieces(rows)
+        lengths = self.lengths[pieces]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Tokens(
+            self.ids[np.repeat(self.offsets[pieces], lengths) + within], offsets, owners, self.truncated[rows]
+        )
+
     def pieces(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pieces of some texts, in their order, and for each the place of its text among `rows`."""
         firsts, lasts = np.searchsorted(self.rows, rows), np.searchsorted(self.rows, rows, side="right")

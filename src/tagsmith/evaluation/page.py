@@ -55,7 +55,7 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], mistakes: Sequence[M
         verdict=escape(re.sub(r"p ([<=]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", verdict["text"])),
         notes=notes,
         scores=_scores_section(report),
-        learning=_learning_section(report.get("curves") or []),
+        learning=_depth_section(report["model"].get("depth")) + _learning_section(report.get("curves") or []),
         confusion=_confusion_section(report["test"]["confusion"]),
         labels=_sets_section(report) if _has_sets(report["test"]) else _labels_section(report["test"]["per_label"]),
         mistakes=_mistakes_section(mistakes, report["test"]),
@@ -143,6 +143,21 @@ def _learning_section(curves: Sequence[Mapping[str, Any]]) -> str:
         figure_of(_curve(curves, measure), f"{measure.capitalize()} over steps.") for measure in ("loss", "accuracy")
     ]
     return f'<h2>How it learned</h2><div class="pictures">{"".join(pictures)}</div>'
+
+
+def _depth_section(depth: Mapping[str, Any] | None) -> str:
+    """What probes said of each depth and short tunings of three; nothing where the depth was given."""
+    if depth is None:
+        return ""
+    told = (
+        f"{depth['layers']} blocks were chosen on {depth['rows']['validation']} validation rows, before the test rows "
+        f"were opened. The loss there is {depth['cost']:.3f} nats ({depth['low']:.3f} to {depth['high']:.3f}) above "
+        "the best depth tried."
+    )
+    picture = figure_of(
+        _depth_picture(depth), "Validation loss by depth: probes of the frozen backbone, short tunings."
+    )
+    return f'<h2>How deep</h2><p>{escape(told)}</p><div class="pictures">{picture}</div>'
 
 
 def _confusion_section(confusion: Mapping[str, Any]) -> str:
@@ -376,6 +391,23 @@ def _curve(curves: Sequence[Mapping[str, Any]], measure: str) -> str:
         axes.set_ylabel(measure)
         if axes.lines:
             axes.legend(frameon=False, labelcolor=_INK)
+    return result[0]
+
+
+def _depth_picture(depth: Mapping[str, Any]) -> str:
+    with _picture("depth", height=2.6) as (axes, result):
+        for dashes, pooling in zip(("-", ":"), dict.fromkeys(p["pooling"] for p in depth["probes"]), strict=False):
+            points = [(probe["layers"], probe["loss"]) for probe in depth["probes"] if probe["pooling"] == pooling]
+            axes.plot(
+                *zip(*points, strict=True), dashes, color=_ACCENT, marker="o", markersize=3, label=f"probe, {pooling}"
+            )
+        points = [(tried["layers"], tried["loss"]) for tried in depth["tunings"]]
+        axes.plot(*zip(*points, strict=True), "--", color=_SECOND, marker="s", markersize=4, label="short tuning")
+        axes.axvline(depth["layers"], color=_LINE, linewidth=1)
+        axes.grid(color=_LINE, linewidth=0.6)
+        axes.set_xlabel("blocks kept")
+        axes.set_ylabel("validation loss")
+        axes.legend(frameon=False, labelcolor=_INK)
     return result[0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,9 +110,36 @@ def frozen_states(
     return States(hidden_TD, tokens)
 
 
-def _room(tokens: int, width: int, dtype: torch.dtype) -> Tensor:
+def states_by_depth(
+    backbone: Backbone, tokens: Tokens, depths: Collection[int], *, dtype: torch.dtype, tokens_per_batch: int = 512
+) -> Generator[Event, None, dict[int, States]]:
+    """What enters block `depth`, for each of `depths` (from 0), from one pass over all texts."""
+    blocks = inference_copy(backbone.blocks[: max(depths)], dtype=dtype)
+    kept = {depth: _room(int(tokens.offsets[-1]), backbone.width, dtype, shared_by=len(depths)) for depth in depths}
+    batches, done = length_sorted(tokens.lengths, tokens_per_batch=tokens_per_batch), 0
+
+    @torch.inference_mode()
+    def climb(pieces: np.ndarray) -> None:
+        ids_BL, lengths = tokens.padded(pieces)
+        hidden_BLD = backbone.embed(torch.from_numpy(ids_BL)).to(dtype)
+        context = backbone.context(hidden_BLD, torch.from_numpy(lengths))
+        passed = 0
+        for depth in sorted(depths):
+            hidden_BLD = backbone.run(hidden_BLD, context, start=passed, stop=depth, blocks=blocks[passed:depth])
+            passed = depth
+            for hidden_LD, piece in zip(hidden_BLD, pieces, strict=True):
+                start, end = tokens.offsets[piece], tokens.offsets[piece + 1]
+                kept[depth][start:end] = hidden_LD[: end - start]
+
+    for pieces, _ in zip(batches, side_by_side(climb, batches), strict=True):
+        done += len(pieces)
+        yield Event("model", "frozen", done, len(tokens.rows))
+    return {depth: States(hidden_TD, tokens) for depth, hidden_TD in kept.items()}
+
+
+def _room(tokens: int, width: int, dtype: torch.dtype, *, shared_by: int = 1) -> Tensor:
     size = tokens * width * dtype.itemsize
-    if size <= BYTES_IN_MEMORY:
+    if size * shared_by <= BYTES_IN_MEMORY:
         return torch.empty(tokens, width, dtype=dtype)
     folder = Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free

@@ -91,6 +91,7 @@ def tune(
     checkpoint: Path | None = None,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    states: Mapping[str, States] | None = None,
     listen: Listener = silent,
 ) -> Tuned:
     """Tune a classifier in place; `parts` has `train`, `validation`, and maybe `calibration`.
@@ -100,8 +101,10 @@ def tune(
         class_weights: weight of each label `(C,)` in the loss; with several labels a row, of its positive rows.
         checkpoint: folder for what `resume` needs; None keeps none.
         stop: asked after each step; when it says so, a checkpoint is written and `StoppedError` raised.
+        states: what enters the first tuned block, by part, where an earlier pass has kept it.
     """
     loop = Loop(classifier, parts, config, metric=metric, class_weights=class_weights, checkpoint=checkpoint, stop=stop)
+    loop.tuned.states = dict(states or {})
     listened(loop.events(resume=resume), listen)
     return loop.tuned
 
@@ -217,8 +220,12 @@ class Loop:
         if not start:  # nothing is frozen: every epoch begins at the tokens
             return
         total, done = sum(len(part.tokens.rows) for part in self.parts.values()), 0
+        if set(self.tuned.states) == set(self.parts):
+            return
         frozen = FrozenBlocks(self.classifier.backbone, stop=start, dtype=arithmetic(self.config))
         for name, part in self.parts.items():
+            if name in self.tuned.states:
+                continue
             self.tuned.states[name] = yield from frozen_states(
                 frozen,
                 part.tokens,

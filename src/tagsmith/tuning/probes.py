@@ -1,23 +1,16 @@
 """Linear probes: logistic regression on frozen, pooled states, its penalty chosen by cross-validation.
 
-Axes: N texts, P pieces, D width, C labels.
+Axes: N texts, D width, C labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tagsmith.data.batching import length_sorted
-from tagsmith.data.encoding import Tokens, mean_of_pieces
-from tagsmith.events import Event
-from tagsmith.model.backbone import Backbone
-from tagsmith.model.packing import inference_copy, side_by_side
-from tagsmith.model.pooling import pool
 from tagsmith.tuning.losses import summed_loss
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -94,49 +87,3 @@ def _folds(groups: np.ndarray, *, seed: int) -> np.ndarray:
     """The fold of each row `(N,)`; rows of one group share one."""
     distinct, of_row = np.unique(groups, return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(distinct)) % FOLDS)[of_row]
-
-
-def pooled_by_depth(
-    backbone: Backbone,
-    tokens: Tokens,
-    *,
-    poolings: Sequence[str],
-    dtype: torch.dtype,
-    tokens_per_batch: int = 512,
-) -> Generator[Event, None, dict[tuple[int, str], Tensor]]:
-    """Pooled states `(N, D)` by depth (blocks passed, 1 to all) and pooling, from one pass over the blocks.
-
-    Each depth is normed as if the backbone ended there. Texts must have tokens.
-    """
-    blocks = inference_copy(backbone.blocks, dtype=dtype)
-    found = {
-        (depth, how): np.zeros((len(tokens.rows), backbone.width), dtype=np.float32)
-        for depth in range(1, backbone.depth + 1)
-        for how in poolings
-    }
-
-    @torch.inference_mode()
-    def climb(pieces: np.ndarray) -> dict[tuple[int, str], Tensor]:
-        ids_BL, lengths = tokens.padded(pieces)
-        lengths_B = torch.from_numpy(lengths)
-        hidden_BLD = backbone.embed(torch.from_numpy(ids_BL)).to(dtype)
-        context = backbone.context(hidden_BLD, lengths_B)
-        pooled = {}
-        for i in range(backbone.depth):
-            hidden_BLD = backbone.run(hidden_BLD, context, start=i, stop=i + 1, blocks=blocks[i : i + 1])
-            normed_BLD = backbone.final_norm(hidden_BLD.float())
-            for how in poolings:
-                pooled[i + 1, how] = pool(normed_BLD, lengths_B, how=how)
-        return pooled
-
-    done = 0
-    batches = length_sorted(tokens.lengths, tokens_per_batch=tokens_per_batch)
-    for pieces, pooled in zip(batches, side_by_side(climb, batches), strict=True):
-        for key, pooled_BD in pooled.items():
-            found[key][pieces] = pooled_BD.numpy()
-        done += len(pieces)
-        yield Event("model", "probed", done, len(tokens.rows))
-    return {
-        key: torch.from_numpy(mean_of_pieces(pooled_PD, tokens.rows, texts=len(tokens)))
-        for key, pooled_PD in found.items()
-    }

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+from tagsmith.config import Config, ModelConfig
+from tagsmith.events import listened, silent
+from tagsmith.labels import Labels
+from tagsmith.model.activations import FrozenBlocks, frozen_states, states_by_depth
+from tagsmith.model.classifier import build
+from tagsmith.tuning.depth import choose_depth, cut_copy, shortlist
+from tagsmith.tuning.loop import Part
+
+NAMES = Labels.of(["complaint", "praise"])
+TEXTS = ["a lovely room", "x", "the waiter was rude and the soup was cold", "breakfast at nine, dinner at seven"]
+
+
+def classifier_of(folder, *, layers=None):
+    config = ModelConfig(max_tokens=48)
+    return build(folder, config, labels=NAMES, layers=layers, seed=0).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "modernbert"])
+def test_states_of_every_depth_are_those_of_a_backbone_cut_there(family, make_folder):
+    whole = classifier_of(make_folder(family))
+    tokens = whole.encoder.encode(TEXTS)
+    depths = range(whole.backbone.depth + 1)
+    found = listened(states_by_depth(whole.backbone, tokens, depths, dtype=torch.float32), silent)
+    assert set(found) == set(depths)
+    for depth in depths:
+        frozen = FrozenBlocks(whole.backbone, stop=depth, dtype=torch.float32)
+        expected_TD = listened(frozen_states(frozen, tokens), silent).hidden_TD
+        torch.testing.assert_close(found[depth].hidden_TD, expected_TD, atol=1e-5, rtol=1e-5)
+
+
+def losses(means, *, noise=0.02, rows=200):
+    random = np.random.default_rng(0)
+    common_N = random.exponential(size=rows)
+    return {depth: mean + common_N + noise * random.normal(size=rows) for depth, mean in means.items()}
+
+
+def test_the_shortlist_holds_the_best_probe_one_deeper_and_all_blocks():
+    means = {2: 0.9, 5: 0.5, 8: 0.2, 11: 0.4, 14: 0.5, 17: 0.6, 20: 0.7}
+    assert shortlist(losses(means)) == [8, 14, 20]
+
+
+def test_the_least_deep_of_equally_good_probes_is_on_the_shortlist():
+    flat = losses(dict.fromkeys((2, 5, 8, 11, 14), 0.5), noise=0.0)
+    assert shortlist(flat) == [2, 8, 14]
+
+
+@pytest.mark.parametrize("best", [8, 17, 20])
+def test_the_shortlist_has_three_depths_wherever_the_best_probe_is(best):
+    means = dict.fromkeys((2, 5, 8, 11, 14, 17, 20), 0.9) | {best: 0.1}
+    found = shortlist(losses(means))
+    assert len(found) >= 3
+    assert {best, 20} <= set(found)
+
+
+def test_a_backbone_of_two_blocks_has_two_depths():
+    assert shortlist(losses({1: 0.5, 2: 0.4})) == [1, 2]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_a_cut_copy_answers_as_the_cut_backbone_and_shares_what_is_frozen(family, make_folder):
+    folder = make_folder(family)
+    whole, cut = classifier_of(folder), classifier_of(folder, layers=2)
+    cut.head.load_state_dict(whole.head.state_dict())
+    copied = cut_copy(whole, 2, start=1)
+    tokens = whole.encoder.encode(TEXTS)
+    ids_BL, lengths_B = (torch.from_numpy(each) for each in tokens.padded(np.arange(len(TEXTS))))
+    torch.testing.assert_close(copied(ids_BL, lengths_B), cut(ids_BL, lengths_B))
+    assert whole.backbone.depth == 3
+    for i in (0, 1):
+        own, other = (list(each.backbone.blocks[i].parameters()) for each in (whole, copied))
+        assert {one is two for one, two in zip(own, other, strict=True)} == {i == 0}
+
+
+@pytest.mark.parametrize("method", ["head", "last_layers", "full"])
+def test_a_depth_is_chosen_between_short_tunings_and_the_classifier_is_left_alone(method, tiny_folder, make_rows):
+    classifier = classifier_of(tiny_folder)
+    before = {name: weight.clone() for name, weight in classifier.named_parameters()}
+    parts = []
+    for count, seed in ((160, 0), (60, 1)):
+        texts, labels = zip(*make_rows(count, seed=seed), strict=True)
+        parts.append(Part(classifier.encoder.encode(texts), NAMES.encode(labels)))
+    config = Config.of({"tuning": {"method": method, "blocks": 1, "precision": "fp32", "learning_rate": 5e-3}})
+    choice = choose_depth(classifier, *parts, config)
+    assert [tried.layers for tried in choice.tunings] == [1, 2, 3]
+    assert {(probed.layers, probed.pooling) for probed in choice.probes} == {
+        (depth, how) for depth in (1, 2, 3) for how in ("last", "mean")
+    }
+    assert choice.layers in (1, 2, 3)
+    chosen = next(tried for tried in choice.tunings if tried.layers == choice.layers)
+    best = min(choice.tunings, key=lambda tried: tried.loss)
+    assert choice.cost == pytest.approx(chosen.loss - best.loss, abs=1e-6)
+    assert choice.low <= choice.cost <= choice.high
+    assert choice == choose_depth(classifier, *parts, config)
+    assert all(torch.equal(before[name], weight) for name, weight in classifier.named_parameters())
+    assert classifier.backbone.depth == 3
