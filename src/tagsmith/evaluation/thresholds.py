@@ -59,10 +59,10 @@ def best_threshold(probs: np.ndarray, truth: np.ndarray) -> float:
     order = np.argsort(-probs, kind="stable")
     found, hits = probs[order], np.cumsum(truth[order])
     f1 = 2 * hits / (np.arange(1, len(found) + 1) + hits[-1])
-    below = np.append(found[1:], 0.0)
+    below = np.append(found[1:], -1.0)
     f1[found == below] = -1.0  # equal probabilities are answered alike
     best = int(f1.argmax())
-    return float((found[best] + below[best]) / 2)
+    return float((found[best] + max(below[best], 0.0)) / 2)
 
 
 def _shrunk(probs: np.ndarray, truth: np.ndarray, *, towards: float, weight: int) -> float:
