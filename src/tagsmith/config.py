@@ -62,7 +62,7 @@ class DataConfig(Section):
     rare_name: str = Field("other", min_length=1)
     """The label that rare labels become with `data.rare_labels` = merge."""
     split: Literal["group", "hash", "time", "kfold", "book"] = "group"
-    """`group` evens out labels, `hash` is stable in growth, `time` tests the newest, `kfold` a fold; `book`: as there."""
+    """`group` evens out labels, `hash` is stable in growth, `time` tests the newest, `kfold` a fold; `book`: like it."""
     split_column: str | None = None
     """Column that says of each row where it belongs: train, validation, calibration or test."""
     time: str | None = None
@@ -105,8 +105,8 @@ class ModelConfig(Section):
     backbone: str = "smollm2-135m-instruct-q4"
     """A name from `tagsmith assets`, a Hugging Face id, or a local folder; `A or B` takes the first that can be had."""
     layers: int | Literal["recommended", "all", "auto"] = "recommended"
-    """How many blocks of the backbone are kept, from the bottom; `recommended` is the named backbone's tried depth, `auto`
-    finds one by probes and short tunings on the validation rows."""
+    """How many blocks of the backbone are kept, from the bottom; `recommended` is the named backbone's tried depth,
+    `auto` finds one by probes and short tunings on the validation rows."""
     pooling: Literal["auto", "last", "mean", "first"] = "auto"
     """Which token's state the head sees: the last real one, the mean, or the first; `auto` fits the family."""
     head: Literal["linear", "mlp"] = "linear"
