@@ -205,10 +205,6 @@ class Config(Section):
         """A copy with nested `settings` laid over it."""
         return Config.of(_merge(self.model_dump(), settings))
 
-    def with_data(self, **settings: Any) -> Config:
-        """A copy with other settings of `data`."""
-        return self.with_settings({"data": settings})
-
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -24,11 +24,11 @@ import polars as pl
 
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.catalogue import ASSETS
-from tagsmith.config import Config, DataConfig, fields, parse_setting, settings_of
+from tagsmith.config import Config, fields, parse_setting, settings_of
 from tagsmith.data.cleaning import clean_table
 from tagsmith.data.labelling import SIMILAR
 from tagsmith.data.preparing import Prepared, prepare, prepare_given
-from tagsmith.data.readers import is_url, read, read_as, redacted
+from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import PAIR, Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
@@ -119,9 +119,7 @@ def evaluate(
     from tagsmith.evaluation.report import build_report
 
     loaded = load(bundle) if isinstance(bundle, str | Path) else bundle
-    config = Config.of(loaded.settings["config"])
-    # Nothing is split here, and the query of the training would give its rows again.
-    config = config.with_data(query=query, split="group", split_column=None, time=None)
+    config = Config.of(loaded.settings["config"]).with_settings({"data": {"query": query}})
     command = ["tagsmith", "evaluate", str(loaded.folder), _name(source), *(["--query", query] if query else [])]
     run = Run(config, listen, command=shlex.join(command))
     _require_use_of_query(config, source)
@@ -342,28 +340,12 @@ def _require_use_of_query(config: Config, *sources: Source | None) -> None:
 def _read_as_it_is(source: Source, run: Run, *, labelled: bool, divided: bool) -> Table:
     if isinstance(source, Table):
         return source
-    if divided and (run.config.data.time or run.config.data.split_column):
-        table = _read_divided(_path(source, run), run.config.data)
-    else:
-        table = read_as(_path(source, run), run.config.data, labelled=labelled)
+    table = read_as(_path(source, run), run.config.data, labelled=labelled, divided=divided)
     run.listen(Event("data", "read", values={"source": redacted(source), "rows": len(table)}))
     for change in table.history:
         if change.step == SIMILAR:
             run.note(f"{redacted(source)}: {change.reason}")
     return table
-
-
-def _read_divided(source: str | Path, data: DataConfig) -> Table:
-    """As `read_as`, with the columns of time and part, which other files than the one to be split need not have."""
-    asked: dict[str, Any] = {name: getattr(data, name) for name in _ASKED_OF_READERS}
-    query = data.query if is_url(source) else None
-    return read(source, **asked, query=query, time=data.time, part=data.split_column)
-
-
-_ASKED_OF_READERS = (
-    *("text", "text_pair", "label", "label_separator", "group", "merge_labels", "drop_labels"),
-    *("quoting", "delimiter", "encoding", "header"),
-)
 
 
 def _path(source: str | Path, run: Run) -> str | Path:

@@ -425,6 +425,20 @@ def arrow_cut_off(folder):
     return folder / "a.feather"
 
 
+@nasty("could not be read as Arrow")
+def arrow_that_asks_for_all_memory(folder):
+    """Each compressed column begins with its size; a wrong one makes the reader abort."""
+    path = folder / "a.feather"
+    pl.DataFrame({"text": ["abc " * 500, "b"] * 50, "label": ["x", "y"] * 50}).write_ipc(path, compression="zstd")
+    data = path.read_bytes()
+    frame = data.find(zstandard.FRAME_HEADER)
+    while frame >= 0:
+        data = data[: frame - 8] + struct.pack("<q", 1 << 60) + data[frame:]
+        frame = data.find(zstandard.FRAME_HEADER, frame + 4)
+    path.write_bytes(data)
+    return path
+
+
 @nasty(2)
 def arrow_stream(folder):
     pl.DataFrame({"text": ["a", "b"], "label": ["x", "y"]}).write_ipc_stream(folder / "a.arrow")

@@ -40,6 +40,14 @@ def test_real_chinese_texts_in_gb18030_are_found(shared_data, tmp_path):
         assert read_frame(tmp_path / "a.tsv").frame["text"].to_list() == some
 
 
+def test_real_sms_in_cp1252_are_found(shared_data, tmp_path):
+    """Pounds, dashes and a few accents in English: of all single-byte encodings the likeliest must win."""
+    text = (shared_data / "sms_spam" / "SMSSpamCollection.tsv").read_text(encoding="utf-8")
+    for repeats in (1, 20):
+        (tmp_path / "a.tsv").write_bytes((text * repeats).encode("cp1252", errors="replace"))
+        assert "decoded from cp1252" in read_frame(tmp_path / "a.tsv").how
+
+
 def test_lines_of_another_encoding_are_counted(tmp_path):
     good = "".join(f"x\tgrößer {i}\n" for i in range(20))
     (tmp_path / "a.tsv").write_bytes(f"label\ttext\n{good}".encode() + "y\t“Übermut”\n".encode("cp1252"))

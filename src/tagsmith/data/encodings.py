@@ -24,7 +24,7 @@ _BOMS = (
 )
 # Of the hundred that could be meant, those in which tables are still written; a rare one would win by chance.
 _ENCODINGS = [
-    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "iso8859_2", "mac_roman", "koi8_r"),
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "iso8859_2", "koi8_r"),
     *("gb18030", "big5", "cp932", "euc_jp", "cp949"),
 ]
 _NAMES = {"cp932": "Shift-JIS (cp932)", "gb18030": "GB18030"}
@@ -127,7 +127,9 @@ def _guessed_encoding(data: mmap.mmap, name: str) -> str:
         return _MIXED
     sample = b"".join(lines)[: 256 * 1024]
     controls = len(re.findall(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]", sample))
-    matches = charset_normalizer.from_bytes(sample, cp_isolation=_ENCODINGS)
+    # Files in Mac Roman come from old Macs, with their line ends; else English with a few signs looks like it.
+    encodings = [*_ENCODINGS, "mac_roman"] if _is_of_old_macs(data) else _ENCODINGS
+    matches = charset_normalizer.from_bytes(sample, cp_isolation=encodings)
     best = matches.best() if controls * 100 <= len(sample) else None
     if best is None:
         refuse_binary(name, "bytes that are text in no known encoding")

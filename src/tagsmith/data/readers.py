@@ -99,8 +99,11 @@ def read(
     return table
 
 
-def read_as(source: str | Path, settings: DataConfig, *, labelled: bool = True) -> Table:
-    """`read` with the settings of a run; the query is for a database, and other sources do without."""
+def read_as(source: str | Path, settings: DataConfig, *, labelled: bool = True, divided: bool = False) -> Table:
+    """`read` with the settings of a run; the query is for a database, and other sources do without.
+
+    `divided` rows have the columns by which they are split, which the user's own validation rows need not have.
+    """
     return read(
         source,
         text=settings.text,
@@ -108,6 +111,8 @@ def read_as(source: str | Path, settings: DataConfig, *, labelled: bool = True) 
         label=settings.label,
         label_separator=settings.label_separator,
         group=settings.group,
+        time=settings.time if divided else None,
+        part=settings.split_column if divided else None,
         merge_labels=settings.merge_labels,
         drop_labels=settings.drop_labels,
         quoting=settings.quoting,
@@ -146,9 +151,8 @@ def read_frame(
 
 def _filled(raw: Raw, name: str) -> Raw:
     if not raw.frame.height or not raw.frame.width:
-        raise DataError(
-            f"'{name}' has a header ({listed(raw.frame.columns) or 'of nothing'}) and no rows. Expected rows below it; add some."
-        )
+        names = listed(raw.frame.columns) or "of nothing"
+        raise DataError(f"'{name}' has a header ({names}) and no rows. Expected rows below it; add some.")
     return raw
 
 
