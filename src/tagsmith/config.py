@@ -62,15 +62,16 @@ class DataConfig(Section):
     rare_name: str = Field("other", min_length=1)
     """The label that rare labels become with `data.rare_labels` = merge."""
     split: Literal["group", "hash", "time", "kfold", "book"] = "group"
-    """`group` evens out labels, `hash` is stable in growth, `time` tests the newest; `kfold` a fold; `book` the book's."""
+    """`group` evens out labels, `hash` is stable in growth, `time` tests the newest rows, `kfold` one fold of them; `book`
+    repeats the book's own protocol."""
     split_column: str | None = None
     """Column that says of each row where it belongs: train, validation, calibration or test."""
     time: str | None = None
     """Column of dates or numbers, for `data.split` = time."""
     folds: int = Field(5, ge=2)
-    """How many folds `data.split` = kfold makes, and"""
+    """How many folds `data.split` = kfold makes."""
     fold: int = Field(1, ge=1)
-    """which of them is tested, from 1."""
+    """Which fold is tested with `data.split` = kfold, from 1."""
     earlier: str | None = None
     """Folder of an earlier bundle: texts it was trained or tested on keep their part (`train --from BUNDLE`)."""
     validation_share: float = Field(0.10, gt=0, lt=0.5)
