@@ -62,8 +62,8 @@ class DataConfig(Section):
     rare_name: str = Field("other", min_length=1)
     """The label that rare labels become with `data.rare_labels` = merge."""
     split: Literal["group", "hash", "time", "kfold", "book"] = "group"
-    """`group` evens out labels, `hash` is stable in growth, `time` tests the newest rows, `kfold` one fold of them; `book`
-    repeats the book's own protocol."""
+    """`group` evens out labels, `hash` is stable in growth, `time` tests the newest rows, `kfold` one fold of them;
+    `book` repeats the book's own protocol."""
     split_column: str | None = None
     """Column that says of each row where it belongs: train, validation, calibration or test."""
     time: str | None = None
