@@ -12,7 +12,7 @@ import pytest
 from tagsmith.config import Config
 from tagsmith.data.readers import read, read_frame, redacted
 from tagsmith.errors import DataError
-from tagsmith.pipeline import default_out, reproduce
+from tagsmith.pipeline import default_out, reproduce, train
 
 ROWS = [("one", 1, "a"), ("two", 2, "b"), ("three", 3, "a")]
 
@@ -249,3 +249,19 @@ def test_two_tables_are_listed(postgres):
     finally:
         with psycopg.connect(postgres) as connection:
             connection.execute("DROP TABLE other.more")
+
+
+def test_a_bundle_trained_from_a_database_holds_no_password(postgres, toy_rows, quick_config, tmp_path, heard):
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(postgres) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE other.toys (text text, label text)")
+        cursor.executemany("INSERT INTO other.toys VALUES (%s, %s)", toy_rows)
+    config = quick_config(data={"query": "SELECT * FROM other.toys"}, tuning={"epochs": 1})
+    try:
+        folder = train(postgres, out=tmp_path / "bundle", config=config, listen=heard.append).folder
+    finally:
+        with psycopg.connect(postgres) as connection:
+            connection.execute("DROP TABLE other.toys")
+    assert [path for path in folder.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()] == []
+    assert "s3cret" not in str(heard)
+    assert "postgresql://me:***@127.0.0.1" in (folder / "report.json").read_text(encoding="utf-8")

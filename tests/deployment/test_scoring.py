@@ -1,4 +1,5 @@
 import json
+import sqlite3
 
 import polars as pl
 import pytest
@@ -101,3 +102,20 @@ def test_a_disk_that_cannot_be_written_leaves_nothing_behind(bundle, source, tmp
     with pytest.raises(ResourceError, match="No space left on device"):
         score(bundle, source, out=tmp_path / "out.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_a_template_is_filled_and_a_databases_rows_are_labelled(bundle, tmp_path):
+    with sqlite3.connect(tmp_path / "in.db") as connection:
+        connection.execute("CREATE TABLE rows AS SELECT 'good' AS title, 'lovely room' AS body, 7 AS id")
+    connection.close()
+    address, out = f"sqlite:///{tmp_path}/in.db", tmp_path / "out.csv"
+    assert score(bundle, address, out=out, text="{title}: {body}", query="SELECT * FROM rows") == 1
+    frame = read_back(out)
+    assert frame["predicted_label"].to_list() == bundle.predict(["good: lovely room"])
+    assert frame["id"].to_list() == ["7"]
+
+
+def test_lists_of_the_source_become_json_in_a_csv(bundle, tmp_path):
+    pl.DataFrame({"text": ["lovely room"], "tags": [["a", "b"]]}).write_parquet(tmp_path / "in.parquet")
+    score(bundle, tmp_path / "in.parquet", out=tmp_path / "out.csv")
+    assert read_back(tmp_path / "out.csv")["tags"].to_list() == ['["a", "b"]']
