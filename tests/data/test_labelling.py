@@ -1,12 +1,15 @@
 import json
+import shlex
 
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tagsmith.config import Config, merge, parse_setting
 from tagsmith.data.readers import read
 from tagsmith.errors import DataError
+from tagsmith.pipeline import check, reproduce
 
 
 def write(folder, content, name="a.csv"):
@@ -143,3 +146,24 @@ def test_every_row_is_kept_or_dropped_with_a_reason(tmp_path_factory, rows):
     assert sorted([*dropped, *table.rows.tolist()]) == list(range(len(rows) + 1))
     for before, after in zip(table.history, table.history[1:], strict=False):
         assert before.rows_after == after.rows_before
+
+
+def test_rules_survive_the_command_that_repeats_a_run():
+    data = {
+        "label": ["joy", "anger"],
+        "merge_labels": {"a b": ['"x"', "y=z"], "": []},
+        "drop_labels": ["é"],
+        "delimiter": "\t",
+    }
+    config = Config.of({"data": data | {"text": "{title}\\n{body}", "label_separator": "none"}})
+    words = shlex.split(reproduce("a.csv", config=config))
+    again = [parse_setting(words[i + 1]) for i, word in enumerate(words) if word == "--set"]
+    assert Config.of(merge(*again)) == config
+
+
+def test_similar_names_become_a_note(tmp_path, heard):
+    path = write(
+        tmp_path, "text,label\n" + "".join(f"text number {i},{'Spam' if i % 2 else 'spam'}\n" for i in range(9))
+    )
+    check(path, listen=heard.append)
+    assert any("taken as different" in str(event.values.get("text")) for event in heard)
