@@ -122,10 +122,18 @@ class ModelConfig(Section):
 class TuningConfig(Section):
     """Stage 3: which weights learn, and how."""
 
-    method: Literal["head", "last_layers", "full"] = "last_layers"
-    """`head` alone, the `last_layers` with final norm and head, or the `full` backbone."""
+    method: Literal["head", "last_layers", "lora", "full"] = "last_layers"
+    """`head` alone, the `last_layers` with final norm and head, `lora` adapters in all blocks, or the `full` LLM."""
     blocks: int = Field(2, ge=1)
     """How many of the last blocks learn with `last_layers`."""
+    lora_rank: int = Field(16, ge=1)
+    """Rank of the adapters with `lora`."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Scale of the adapters: their product is multiplied by alpha / rank."""
+    lora_targets: list[str] = ["all"]
+    """Linear layers that get an adapter, by their last names such as q_proj, or `all`."""
+    lora_dora: bool = False
+    """Learn length and direction of each weight apart (DoRA)."""
     start: Literal["random", "probe"] = "random"
     """What a linear head begins as: small random weights, or a probe fitted on the frozen backbone (LP-FT); with
     `method = "head"` the probe is all there is to fit."""

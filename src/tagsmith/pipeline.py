@@ -96,7 +96,7 @@ def train(
         result = _tune(classifier, prepared, run, checkpoint=checkpoint, resume=resume, stop=stop)
     with staging(folder, force=force) as aside:
         with run.timed("deployment"):
-            bundle = _save(aside, classifier, prepared, run)
+            bundle = _save(aside, classifier, prepared, result, run)
         del classifier  # what was saved is measured, and two models need not be held
         with run.timed("evaluation"):
             report, probs_NC = measure_test(bundle, prepared, result, run)
@@ -551,7 +551,8 @@ def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: 
 # ---- Stage 5, first half: save, so that stage 4 measures what is served
 
 
-def _save(aside: Path, classifier: Classifier, prepared: Prepared, run: Run) -> Bundle:
+def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Bundle:
+    from tagsmith.deployment.adapter import write_adapter
     from tagsmith.deployment.bundle import reload, write_classifier, write_probes
     from tagsmith.deployment.manifest import flush_meanwhile
 
@@ -564,6 +565,8 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, run: Run) -> 
         "config": run.config.model_dump(),
     }
     write_classifier(aside, classifier, recipe=recipe)
+    if result.tuned.adapter is not None:
+        write_adapter(aside, result.tuned.adapter)
     flush_meanwhile(aside)
     prepared.remembered.write(aside)
     bundle = reload(aside)

@@ -17,6 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from tagsmith.model.adapters import is_adapted, merge
+
 A = TypeVar("A")
 R = TypeVar("R")
 
@@ -43,12 +45,23 @@ def inference_copy(blocks: Iterable[nn.Module], *, dtype: torch.dtype) -> nn.Mod
 
 
 def _packed_copy(block: nn.Module, dtype: torch.dtype) -> nn.Module:
-    # Weights are handed over, not copied: packing, or the change of dtype, makes the one copy that is needed.
-    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in block.parameters()}
-    duplicate = copy.deepcopy(block, memo=shared).to(dtype).eval()
+    duplicate = _merged_copy(block) if any(map(is_adapted, block.modules())) else _sharing_copy(block)
+    duplicate = duplicate.to(dtype).eval()
     packable = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if next(duplicate.parameters()).device.type == "cpu" and packable:
         _pack(duplicate)
+    return duplicate
+
+
+def _sharing_copy(block: nn.Module) -> nn.Module:
+    # Weights are handed over, not copied: packing, or the change of dtype, makes the one copy that is needed.
+    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in block.parameters()}
+    return copy.deepcopy(block, memo=shared)
+
+
+def _merged_copy(block: nn.Module) -> nn.Module:
+    duplicate = copy.deepcopy(block).requires_grad_(False)
+    merge(duplicate)
     return duplicate
 
 

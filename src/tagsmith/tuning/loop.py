@@ -23,6 +23,7 @@ from tagsmith.data.encoding import Tokens
 from tagsmith.errors import SettingError, TagsmithError
 from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, frozen_states
+from tagsmith.model.adapters import Adapter, attach, detach
 from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
 from tagsmith.model.heads import LinearHead
 from tagsmith.model.packing import processor_has_bf16
@@ -65,7 +66,8 @@ class Part:
 class Tuned:
     """What tuning leaves behind beside the tuned weights.
 
-    `curves` has one entry per evaluation; `states` are the kept activations by part; `start` is the first tuned block.
+    `curves` has one entry per evaluation; `states` are the kept activations by part; `start` is the first tuned block,
+    `adapter` what `lora` learnt and merged.
     """
 
     curves: list[dict[str, Any]] = field(default_factory=list)
@@ -73,6 +75,7 @@ class Tuned:
     steps: int = 0
     states: dict[str, States] = field(default_factory=dict)
     start: int | None = None
+    adapter: Adapter | None = None
 
 
 def arithmetic(config: Config) -> torch.dtype:
@@ -140,6 +143,9 @@ class Loop:
     def events(self, *, resume: bool = False) -> Generator[Event, None, None]:
         """Tune, saying what happens."""
         yield from self._keep_activations()
+        adapted = self.config.tuning.method == "lora"
+        if adapted:
+            attach(self.classifier.backbone, **self._adapter_settings, seed=self.config.seed)
         self.weights = list(trainable(self.classifier, self.config.tuning))
         self.classifier.requires_grad_(False)
         for _, weight in self.weights:
@@ -158,9 +164,21 @@ class Loop:
         with torch.no_grad():
             for name, weight in self.weights:
                 weight.copy_(self.best[name])
+        if adapted:
+            self.tuned.adapter = detach(self.classifier.backbone, **self._adapter_settings)
         self.classifier.requires_grad_(False).eval()
         self.tuned.steps = self.step
         yield Event("tuning", "done", self.step, self.total_steps, {"best_step": self.tuned.best_step})
+
+    @property
+    def _adapter_settings(self) -> dict[str, Any]:
+        tuning = self.config.tuning
+        return {
+            "rank": tuning.lora_rank,
+            "alpha": tuning.lora_alpha,
+            "targets": tuning.lora_targets,
+            "dora": tuning.lora_dora,
+        }
 
     @property
     def steps_per_epoch(self) -> int:

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from tagsmith.config import TuningConfig
 from tagsmith.errors import SettingError
+from tagsmith.model.adapters import adapted_layers, adapter_weights
 from tagsmith.model.classifier import Classifier
 
 
 def first_tuned_block(config: TuningConfig, depth: int) -> int | None:
     """The lowest block whose weights learn: `depth` when only the head does, None when the embeddings learn too.
+
+    Adapters sit on all blocks.
 
     SettingError when more blocks shall learn than there are.
     """
@@ -22,6 +25,8 @@ def first_tuned_block(config: TuningConfig, depth: int) -> int | None:
         return None
     if config.method == "head":
         return depth
+    if config.method == "lora":
+        return 0
     if config.blocks > depth:
         raise SettingError(
             f"tuning.blocks is {config.blocks}, but the backbone was cut to {depth} blocks. Set it to {depth} or fewer."
@@ -30,7 +35,14 @@ def first_tuned_block(config: TuningConfig, depth: int) -> int | None:
 
 
 def trainable(classifier: Classifier, config: TuningConfig) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and weights that learn: `head` alone, the last blocks with final norm and head, or everything."""
+    """Names and weights that learn: `head` alone, the last blocks with final norm and head, adapters, or everything.
+
+    Before adapters are attached, and after they are merged, the weights that they change stand for them.
+    """
+    if config.method == "lora":
+        yield from ((f"head.{name}", weight) for name, weight in classifier.head.named_parameters())
+        yield from ((f"backbone.trunk.{name}", weight) for name, weight in _adapted(classifier, config))
+        return
     start = first_tuned_block(config, classifier.backbone.depth)
     modules: list[tuple[str, nn.Module]] = [("head.", classifier.head)]
     if start is None:
@@ -42,6 +54,15 @@ def trainable(classifier: Classifier, config: TuningConfig) -> Iterator[tuple[st
         for name, weight in module.named_parameters():
             if "pooler" not in name:
                 yield prefix + name, weight
+
+
+def _adapted(classifier: Classifier, config: TuningConfig) -> Iterator[tuple[str, nn.Parameter]]:
+    attached = adapter_weights(classifier.backbone)
+    if attached:
+        yield from attached.items()
+        return
+    for name, layer in adapted_layers(classifier.backbone, config.lora_targets).items():
+        yield f"{name}.weight", layer.get_parameter("weight")
 
 
 def named_weights(classifier: Classifier) -> dict[str, nn.Parameter]:
