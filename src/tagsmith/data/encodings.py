@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import charset_normalizer
-
 from tagsmith.data.files import EXPECTED, File, mapped, refuse_binary
 from tagsmith.errors import DataError, SettingError
 
@@ -121,6 +119,8 @@ def _is_utf8(data: mmap.mmap) -> bool:
 
 
 def _guessed_encoding(data: mmap.mmap, name: str) -> str:
+    import charset_normalizer
+
     # Only lines with bytes above 127 tell encodings apart; a long start in plain ASCII would tell nothing.
     lines = [match[0] for match in itertools.islice(re.finditer(rb"[^\n]*[\x80-\xff][^\n]*\n?", data), 2000)]
     if sum(_is_valid(line) for line in lines) * 2 >= len(lines) > 1:
