@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 class TextClassifier(ClassifierMixin, BaseEstimator):
     """A text classifier for scikit-learn's pipelines and searches: `X` is a sequence of strings, `y` of labels.
 
+    Where a text may have several labels `y` is a 0/1 matrix `(N, C)`, or holds a list, tuple or set of labels for each
+    text; answers are then a 0/1 matrix, which scikit-learn's metrics take, with columns as `classes_`.
+
     Parameters are those of `tagsmith.train`; `settings` maps `section` to `{key: value}` and is laid over `preset`.
     After `fit`: `classes_ (C,)`, `bundle_`, `report_`. Rows for stopping, calibration and test are split off `X`, so
     that `report_` is an honest estimate whatever is done with the estimator. `out` keeps the bundle; without it the
@@ -49,16 +52,22 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         self.force = force
 
     def fit(self, X: Sequence[str], y: Sequence[Any], groups: Sequence[Any] | None = None) -> TextClassifier:
-        """Train on texts `(N,)` and labels `(N,)`; rows of one of `groups (N,)` stay in one split."""
-        texts = _texts(X)
+        """Train on texts `(N,)` and labels `(N,)`, or sets of them; rows of one of `groups (N,)` stay in one split."""
+        texts, sets = _texts(X), _label_sets(y)
+        self.multilabel_ = sets is not None
+        if sets is not None:
+            self.classes_ = np.unique(np.array([label for each in sets for label in each]))
+            return self._trained(Table.of(texts, [sorted(set(map(str, each))) for each in sets], groups=groups))
         labels = np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise DataError(
                 f"Found {len(texts)} texts and labels of shape {labels.shape}; expected one label for each text."
             )
         self.classes_ = np.unique(labels)
+        return self._trained(Table.of(texts, [str(label) for label in labels.tolist()], groups=groups))
+
+    def _trained(self, table: Table) -> TextClassifier:
         self._names = {str(label): i for i, label in enumerate(self.classes_.tolist())}
-        table = Table.of(texts, [str(label) for label in labels.tolist()], groups=groups)
         folder = Path(self.out) if self.out is not None else self._own_folder() / "bundle"
         self.bundle_ = train(table, out=folder, config=self._config(), force=self.force)
         self.report_ = self.bundle_.report
@@ -76,14 +85,26 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
                 f"Text {int(empty[0])} is empty. Expected at least one letter or sign in each; leave empty texts out."
             )
         order = [self._names[name] for name in bundle.labels]
-        columns = np.empty_like(probs_NC)
+        columns = np.zeros((len(probs_NC), len(self.classes_)))
         columns[:, order] = probs_NC
         return columns
 
     def predict(self, X: Sequence[str]) -> np.ndarray:
-        """Labels `(N,)` of the kind that `fit` was given."""
-        best = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[best]
+        """Labels `(N,)` of the kind that `fit` was given; with several labels a text a 0/1 matrix `(N, C)`."""
+        probs_NC = self.predict_proba(X)
+        if not self.multilabel_:
+            return self.classes_[probs_NC.argmax(axis=1)]
+        bundle: Bundle = self.bundle_
+        thresholds_C = np.ones(len(self.classes_))
+        thresholds_C[[self._names[name] for name in bundle.labels]] = bundle.engine.thresholds
+        return (probs_NC >= thresholds_C).astype(np.int64)
+
+    def score(self, X: Sequence[str], y: Sequence[Any], sample_weight: Sequence[float] | None = None) -> float:
+        """The share of right answers; with several labels a text, of texts whose set is exactly right."""
+        check_is_fitted(self)
+        sets = _label_sets(y) if self.multilabel_ else None
+        truth = y if sets is None else np.array([np.isin(self.classes_, list(each)) for each in sets], dtype=np.int64)
+        return float(super().score(X, truth, sample_weight))
 
     def _own_folder(self) -> Path:
         """A temporary folder that lasts as long as this estimator."""
@@ -123,7 +144,23 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
         tags.no_validation = True
+        tags.classifier_tags.multi_label = True
         return tags
+
+
+def _label_sets(y: Any) -> list[list[Any]] | None:
+    """The labels of each text; None where `y` has one label for each. Labels of a 0/1 matrix are column numbers."""
+    if not isinstance(y, np.ndarray) and any(isinstance(labels, list | tuple | set | frozenset) for labels in y):
+        if not all(isinstance(labels, list | tuple | set | frozenset) for labels in y):
+            raise DataError("y mixes labels and lists of labels; expected one kind. Put each label into a list.")
+        return [list(labels) for labels in y]
+    matrix = np.asarray(y)
+    if matrix.ndim != 2 or matrix.dtype.kind not in "biuf" or not np.isin(matrix, (0, 1)).all():
+        return None
+    never = np.flatnonzero(~matrix.any(axis=0))
+    if len(never):
+        raise DataError(f"Column {int(never[0])} of y has no 1. Expected each label in some row; leave the column out.")
+    return [np.flatnonzero(row).tolist() for row in matrix]
 
 
 def _texts(X: Sequence[str]) -> list[str]:

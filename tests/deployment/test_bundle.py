@@ -34,6 +34,18 @@ def untrained(folder, *, temperature=1.0, offset=None, **model):
     return classifier
 
 
+def several(folder, *, offset=None, **model):
+    """An untrained classifier of texts that may have several labels."""
+    config = ModelConfig(**({"max_tokens": 48} | model))
+    labels = Labels(NAMES.names, multi_label=True)
+    classifier = build(folder, config, labels=labels, layers=None, seed=0).eval().requires_grad_(False)
+    torch.nn.init.normal_(classifier.head.score.weight, std=0.5, generator=torch.Generator().manual_seed(3))
+    classifier.head.score.bias.copy_(torch.tensor([-2.0, 0.0, 1.0]))
+    classifier.calibration = Calibration(1.7, offset, multi_label=True)
+    classifier.thresholds = np.array([0.2, 0.5, 0.6])
+    return classifier
+
+
 def hugging_face(folder, texts, **options):
     """Probabilities `(N, C)` as transformers' own pipeline gives them."""
     from transformers import pipeline
@@ -119,6 +131,28 @@ def test_hugging_faces_pipeline_refuses_what_it_cannot_express(variant, written)
     assert not (folder / "config.json").exists()
     with pytest.raises((OSError, ValueError)):
         pipeline("text-classification", model=str(folder))
+
+
+@pytest.mark.parametrize("offset", [None, (0.5, 0.0, -0.5)])
+def test_hugging_faces_pipeline_gives_the_same_sigmoids_where_its_head_has_a_bias(offset, bert_folder, tmp_path):
+    classifier = several(bert_folder, pooling="first", offset=offset)
+    write_classifier(tmp_path, classifier, recipe=RECIPE)
+    wanted = Scorer(classifier).probabilities(TEXTS)[0]
+    np.testing.assert_allclose(reload(tmp_path).predict_proba(TEXTS), wanted, atol=1e-6)
+    np.testing.assert_allclose(hugging_face(tmp_path, TEXTS, batch_size=3), wanted, atol=1e-5)
+    assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == "multi_label_classification"
+
+
+@pytest.mark.parametrize(("family", "pooling"), [("llama", "last"), ("bert", "mean")])
+def test_several_labels_keep_their_bias_and_thresholds(family, pooling, make_folder, tmp_path):
+    """A Llama's head has no bias in transformers, and so its pipeline refuses."""
+    classifier = several(make_folder(family), pooling=pooling, offset=(0.5, 0.0, -0.5))
+    write_classifier(tmp_path, classifier, recipe=RECIPE)
+    loaded = reload(tmp_path)
+    np.testing.assert_allclose(loaded.predict_proba(TEXTS), Scorer(classifier).probabilities(TEXTS)[0], atol=1e-6)
+    assert loaded.engine.thresholds.tolist() == [0.2, 0.5, 0.6]
+    assert loaded.multi_label
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_tokenizer_that_ends_each_text_with_its_pad_token_is_not_left_to_hugging_face(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.evaluation.calibration import HIGHEST, LOWEST, fit_temperature, prior_offset
+from tagsmith.evaluation.calibration import HIGHEST, LOWEST, fit_set_temperature, fit_temperature, prior_offset
 
 
 def softmax(logits):
@@ -53,3 +53,17 @@ def test_an_offset_turns_answers_of_one_prior_into_those_of_another():
 def test_equal_priors_and_absent_labels_need_no_offset():
     np.testing.assert_allclose(prior_offset(np.array([0.3, 0.7]), np.array([0.3, 0.7])), 0, atol=1e-12)
     assert prior_offset(np.array([0.5, 0.5, 0.0]), np.array([0.9, 0.1, 0.0]))[2] == 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_of_several_labels_is_found(temperature):
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.normal(size=(2000, 4)) - np.arange(4)
+    truth = rng.random(logits.shape) < 1 / (1 + np.exp(-logits / temperature))
+    assert fit_set_temperature(logits, truth) == pytest.approx(temperature, rel=0.06)
+
+
+def test_a_separated_set_of_several_labels_stays_in_bounds():
+    truth = np.arange(30)[:, None] % [2, 3] == 0
+    assert LOWEST <= fit_set_temperature(np.where(truth, 100.0, -100.0), truth) <= HIGHEST
+    assert fit_set_temperature(np.zeros((0, 2)), np.zeros((0, 2), dtype=bool)) == 1.0

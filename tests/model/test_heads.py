@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from tagsmith.model.heads import HEADS, build_head
+from tagsmith.model.heads import HEADS, begin_at, build_head
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -36,3 +37,13 @@ def test_a_new_head_begins_near_even_odds(name):
     states = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     probs = build_head(name, width=64, classes=2, seed=0)(states).softmax(-1)
     assert float((probs - 0.5).abs().max().detach()) < 0.25
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_for_several_labels_begins_at_their_shares(name):
+    truth = np.arange(400)[:, None] < [200, 40, 0]
+    head = build_head(name, width=8, classes=3, seed=0, bias=True)
+    begin_at(head, truth)
+    np.testing.assert_allclose(torch.sigmoid(head.score.bias).detach(), [0.5, 0.1, 0.0], atol=0.005)
+    begin_at(head, truth, weights_C=np.array([1.0, 9.0, 1.0]))
+    np.testing.assert_allclose(torch.sigmoid(head.score.bias[1]).detach(), 0.5, atol=0.01)

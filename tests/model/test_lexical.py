@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.model.lexical import _folds, fit_lexical
+from tagsmith.model.lexical import _folds, fit_lexical, fit_lexical_sets
 
 SPAM = ["win cash now", "free prize call now", "claim your free cash", "urgent: win a prize", "call now to claim"]
 HAM = [
@@ -146,6 +146,35 @@ def test_folds_have_equal_shares_of_each_label():
     folds = _folds(labels, np.arange(99), seed=3)
     counts = np.array([np.bincount(labels[folds == k], minlength=3) for k in range(3)])
     assert (np.ptp(counts, axis=0) <= 1).all()
+
+
+def test_several_labels_are_answered_each_by_itself(rows):
+    texts, labels, groups = rows
+    sets = (
+        np.column_stack([labels == 1, ["home" in text or "cash" in text for text in texts], np.zeros(len(texts))]) > 0
+    )
+    model = fit_lexical_sets(texts, sets, groups, seed=1)
+    probs = model.probabilities(["claim your free cash", "free prize call now", "see you at home", "zzz"])
+    assert (probs[:3, :2] > 0.5).tolist() == [[True, True], [True, False], [False, True]]
+    assert probs[:, 2].tolist() == [0.0] * 4
+    np.testing.assert_allclose(probs[3, :2], sets[:, :2].mean(axis=0), atol=0.25)
+    again = fit_lexical_sets(texts, sets, groups, seed=1)
+    assert model.weights.tobytes() == again.weights.tobytes()
+
+
+def test_weights_of_several_labels_leave_their_shares_alone(rows):
+    texts, labels, groups = rows
+    sets = np.column_stack([labels == 1, labels == 0])
+    plain, weighted = (
+        fit_lexical_sets(texts, sets, groups, seed=1, weights_C=w).probabilities(texts).mean(axis=0)
+        for w in (None, np.array([8.0, 1.0]))
+    )
+    np.testing.assert_allclose(plain, weighted, atol=0.1)
+
+
+def test_texts_of_several_labels_without_any_term_get_the_shares():
+    model = fit_lexical_sets([""] * 8, np.arange(8)[:, None] < [2, 6], np.arange(8), seed=1)
+    np.testing.assert_allclose(model.probabilities(["anything"]), [[0.25, 0.75]], atol=0.05)
 
 
 def test_prediction_imports_numpy_alone():

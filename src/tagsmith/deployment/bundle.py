@@ -127,7 +127,7 @@ def load_classifier(folder: Path, settings: Mapping[str, Any]) -> Classifier:
     config = ModelConfig(pooling=model["pooling"], head=model["head"])
     classifier = assemble(backbone, encoder, config, labels=labels, seed=0)
     if settings["hugging_face"]:
-        weights = {"score.weight": load_file(folder / "model.safetensors")["score.weight"]}
+        weights = _head_of_hugging_face(load_file(folder / "model.safetensors"))
     else:
         weights = load_file(folder / HEAD)
     classifier.head.load_state_dict({name: weight.float() for name, weight in weights.items()})
@@ -190,18 +190,25 @@ def write_probes(folder: Path, engine: TorchEngine) -> None:
 def hugging_face_expresses(classifier: Classifier) -> bool:
     """Whether transformers' own sequence classifier computes the same.
 
-    It pools the last token that is not the pad token, and has a linear head without bias; it knows no offset.
+    That of a causal model pools the last token that is not the pad token, and has a linear head without bias; it knows
+    no offset. That of BERT pools the first token and has a bias, as several labels a text ask for.
     """
+    several = classifier.labels.multi_label
     return (
-        not classifier.labels.multi_label
-        and classifier.pooling == "last"
-        and classifier.backbone.family.causal
+        (_is_read_as_bert(classifier) if several else _is_read_as_causal(classifier))
         and _is_linear(classifier.head)
-        and classifier.calibration.offset is None
         and classifier.encoder.long_texts in ("head", "tail")
         and _pad_is_only_padding(classifier.encoder)
         and _sequence_class(classifier.backbone.config) is not None
     )
+
+
+def _is_read_as_causal(classifier: Classifier) -> bool:
+    return classifier.pooling == "last" and classifier.backbone.family.causal and classifier.calibration.offset is None
+
+
+def _is_read_as_bert(classifier: Classifier) -> bool:
+    return classifier.pooling == "first" and classifier.backbone.config.model_type == "bert"
 
 
 def _pad_is_only_padding(encoder: Encoder) -> bool:
@@ -224,17 +231,44 @@ def _sequence_class(config: Any) -> Any:
 def _write_hugging_face(folder: Path, classifier: Classifier) -> None:
     kind = _sequence_class(classifier.backbone.config)
     weights = {f"{kind.base_model_prefix}.{name}": weight for name, weight in _trunk_weights(classifier)}
-    score = classifier.head.state_dict()["score.weight"]
-    weights["score.weight"] = (score.double() / classifier.calibration.temperature).float()
+    weights |= _head_for_hugging_face(classifier, kind.base_model_prefix)
     names = dict(enumerate(classifier.labels.names))
     extra = {
         "architectures": [kind.__name__],
         "id2label": {str(i): name for i, name in names.items()},
         "label2id": {name: i for i, name in names.items()},
-        "problem_type": "single_label_classification",
+        "problem_type": f"{'multi' if classifier.labels.multi_label else 'single'}_label_classification",
         "pad_token_id": classifier.encoder.pad_id,
     }
     _write_checkpoint(folder, classifier, weights, extra)
+
+
+_FAINT = 2.0**-14
+"""BERT's classifier has a tanh between trunk and head. On states so faint it is the identity: what it bends is their
+third power, 1e-9 of a state of 1 and 1e-7 of one of 10; and a power of two is undone without rounding."""
+
+
+def _head_for_hugging_face(classifier: Classifier, prefix: str) -> dict[str, Tensor]:
+    """The head under the names of transformers' sequence classifier, with the calibration folded into it."""
+    head, calibration = classifier.head.state_dict(), classifier.calibration
+    score_CD = head["score.weight"].double() / calibration.temperature
+    if not classifier.labels.multi_label:
+        return {"score.weight": score_CD.float()}
+    offset_C = torch.zeros(len(score_CD)) if calibration.offset is None else torch.tensor(calibration.offset)
+    width = score_CD.shape[1]
+    return {
+        f"{prefix}.pooler.dense.weight": torch.eye(width) * _FAINT,
+        f"{prefix}.pooler.dense.bias": torch.zeros(width),
+        "classifier.weight": (score_CD / _FAINT).float(),
+        "classifier.bias": ((head["score.bias"].double() + offset_C.double()) / calibration.temperature).float(),
+    }
+
+
+def _head_of_hugging_face(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `_head_for_hugging_face` wrote, as a head of ours has it."""
+    if "score.weight" in weights:
+        return {"score.weight": weights["score.weight"]}
+    return {"score.weight": weights["classifier.weight"] * _FAINT, "score.bias": weights["classifier.bias"]}
 
 
 def _write_apart(folder: Path, classifier: Classifier) -> None:
