@@ -128,7 +128,7 @@ class TuningConfig(Section):
     """How many of the last blocks learn with `last_layers`."""
     lora_rank: int = Field(16, ge=1)
     """Rank of the adapters with `lora`."""
-    lora_alpha: float = Field(32.0, gt=0)
+    lora_alpha: int = Field(32, ge=1)
     """Scale of the adapters: their product is multiplied by alpha / rank."""
     lora_targets: list[str] = ["all"]
     """Linear layers that get an adapter, by their last names such as q_proj, or `all`."""
@@ -295,10 +295,14 @@ def fields() -> Iterable[tuple[str, str, Any]]:
     for name, field in Config.model_fields.items():
         section = field.default
         if not isinstance(section, Section):
-            yield name, field.description or "", field.default
+            yield name, _one_line(field.description), field.default
             continue
         for key, inner in type(section).model_fields.items():
-            yield f"{name}.{key}", inner.description or "", inner.default
+            yield f"{name}.{key}", _one_line(inner.description), inner.default
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def settings_file() -> str:

@@ -13,7 +13,7 @@ from tagsmith.tuning.loop import Part, tune
 
 NAMES = Labels.of(["complaint", "praise"])
 FAMILIES = ["llama", "gpt2", "bert", "modernbert"]
-SETTINGS = {"rank": 4, "alpha": 8.0, "targets": ["all"]}
+SETTINGS = {"rank": 4, "alpha": 8, "targets": ["all"]}
 
 
 def classifier_of(folder):
@@ -101,4 +101,4 @@ def test_peft_loads_the_adapter_and_answers_the_same(tiny_folder, tmp_path):
 def test_an_unknown_target_names_the_layers_that_there_are(tiny_folder):
     classifier = classifier_of(tiny_folder)
     with pytest.raises(SettingError, match=r"names \['q_prj'\], which are no linear layers .* Known: \['down_proj', "):
-        attach(classifier.backbone, rank=2, alpha=2.0, targets=["q_prj"], dora=False, seed=0)
+        attach(classifier.backbone, rank=2, alpha=2, targets=["q_prj"], dora=False, seed=0)

@@ -26,7 +26,7 @@ class Adapter:
     weights: dict[str, Tensor]
 
 
-def attach(backbone: Backbone, *, rank: int, alpha: float, targets: Sequence[str], dora: bool, seed: int) -> None:
+def attach(backbone: Backbone, *, rank: int, alpha: int, targets: Sequence[str], dora: bool, seed: int) -> None:
     """Put fresh adapters on the linear layers of all blocks that `targets` names; they change nothing yet.
 
     SettingError where peft is missing, or a target names no layer.
@@ -68,7 +68,7 @@ def adapter_weights(backbone: Backbone) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in backbone.trunk.named_parameters() if ".lora_" in name}
 
 
-def detach(backbone: Backbone, *, rank: int, alpha: float, targets: Sequence[str], dora: bool) -> Adapter:
+def detach(backbone: Backbone, *, rank: int, alpha: int, targets: Sequence[str], dora: bool) -> Adapter:
     """Merge attached adapters into the weights, and give them as they were."""
     weights = {
         f"base_model.model.{name.replace(f'.{NAME}', '')}": weight.detach().clone().contiguous()
@@ -96,7 +96,7 @@ def is_adapted(module: nn.Module) -> bool:
     return hasattr(module, "get_base_layer") and hasattr(module, "lora_A")
 
 
-def _config(backbone: Backbone, *, rank: int, alpha: float, targets: Sequence[str], dora: bool) -> Any:
+def _config(backbone: Backbone, *, rank: int, alpha: int, targets: Sequence[str], dora: bool) -> Any:
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
