@@ -32,7 +32,7 @@ def ready(tiny_folder, gpt2_folder, bert_folder, make_rows):
 
     def make(family="llama", *, seed=7, rows=120, pooling="auto", head="linear"):
         config = ModelConfig(max_tokens=48, pooling=pooling, head=head)
-        classifier = build(folders[family], config, labels=NAMES, layers=None, seed=seed).eval()
+        classifier = build(folders[family], config, labels=NAMES, layers=None, seed=seed)  # in the mode it comes in
         parts = {}
         for name, count, offset in (("train", rows, 0), ("validation", 40, 1)):
             texts, labels = zip(*make_rows(count, seed=offset), strict=True)

@@ -160,6 +160,7 @@ class Loop:
         if self._is_probe:
             yield self._evaluate(epoch=0)
         else:
+            self.classifier.train()  # its trunk came in another mode: dropout must not wait for the first evaluation
             yield from self._epochs()
         with torch.no_grad():
             for name, weight in self.weights:
