@@ -93,7 +93,6 @@ _SET_MEASURES = {
     "micro F1": "micro_f1",
     "macro F1": "macro_f1",
     "exact sets": "accuracy",
-    "wrong decisions": "hamming_loss",
     "log loss": "log_loss",
     "ECE": "ece",
 }
@@ -123,8 +122,9 @@ def _remarks(test: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[st
     if _has_sets(test):
         yield (
             "A text may have several labels, or none: F1 counts labels (micro over all decisions, macro as the mean of "
-            "the labels), exact sets are rows whose labels are all right and complete, wrong decisions are the Hamming "
-            "loss. TF-IDF's thresholds are fitted as the model's, on the same rows."
+            "the labels), exact sets are rows whose labels are all right and complete. Of all decisions "
+            f"{_percent(test['hamming_loss'])} are wrong (Hamming loss). TF-IDF's thresholds are fitted as the "
+            "model's, on the same rows."
         )
     if test.get("macro_f1_frequent") not in (None, test["macro_f1"]):
         yield f"Macro F1 of the labels with 10 or more test rows: {_percent(test['macro_f1_frequent'])}."
@@ -209,17 +209,17 @@ def _sets_section(report: Mapping[str, Any]) -> str:
         (_, false), (missed, found) = counts
         tallies = map(number, (s["support"], found, missed, false))
         bar = _bar(s["f1"]["value"] or 0.0)
-        percents = (_percent(s[key]) for key in ("precision", "recall", "f1"))
-        rows.append([word(s["label"]), f"{s['threshold']:.3f}", *tallies, *percents, bar])
-    head = ["label", "threshold", "rows", "found", "missed", "false", "precision", "recall", "F1", ""]
+        f1, precision, recall = (_percent(s[key]) for key in ("f1", "precision", "recall"))
+        rows.append([word(s["label"]), bar, f1, f"{s['threshold']:.3f}", *tallies, precision, recall])
+    head = ["label", "", "F1", "threshold", "rows", "found", "missed", "false", "precision", "recall"]
     shared = fitted.get("shared") or []
     told = (
         f'<p class="soft">A label is answered from its threshold on, fitted on {number(fitted["rows"])} held-out rows'
-        f"{f', for {len(shared)} labels together, the rare ones say' if shared else ''}.</p>"
+        f"{f'; {len(shared)} labels share one' if shared else ''}.</p>"
         if fitted
         else ""
     )
-    return "<h2>Label by label</h2>" + told + table_of(head, rows, numbers=range(1, 9)) + _few(test["per_label"])
+    return "<h2>Label by label</h2>" + told + table_of(head, rows, numbers=range(2, 10)) + _few(test["per_label"])
 
 
 def _bar(share: float) -> Html:
