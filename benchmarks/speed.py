@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -173,7 +174,9 @@ def _demo(arguments: argparse.Namespace) -> dict:
 
 def _tagsmith(config: Config, source: str | Path, *, validation: Path | None = None, test: Path | None = None) -> dict:
     import tagsmith
+    from tagsmith.assets import cache_folder
 
+    shutil.rmtree(cache_folder() / "states", ignore_errors=True)  # each run is a first run
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
         started = time.perf_counter()

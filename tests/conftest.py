@@ -24,6 +24,13 @@ def shared_data():
     return folder.resolve()
 
 
+@pytest.fixture(autouse=True)
+def states_of_their_own(monkeypatch, tmp_path_factory):
+    """States of frozen blocks are kept for this process only, and not in the user's cache."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setattr("tagsmith.tuning.loop.cache_folder", lambda: folder)
+
+
 @pytest.fixture
 def heard():
     """A list that listens: pass `heard.append` as `listen`, then look at what was said."""

@@ -167,6 +167,8 @@ class TuningConfig(Section):
     """Evaluations without a better validation score after which tuning stops."""
     evaluations_per_epoch: int = Field(2, ge=1)
     """How often the validation rows are scored within an epoch."""
+    cache_gib: float = Field(2.0, ge=0)
+    """Disk that states of frozen blocks may take in the cache, for later runs on the same texts; 0 keeps none."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of frozen blocks; `auto` is bf16 where the processor has it."""
 

@@ -6,6 +6,7 @@ Axes: T tokens of all texts in a row, D width, B pieces of a batch, L positions,
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from tagsmith.errors import ResourceError
 from tagsmith.events import Event
 from tagsmith.model.backbone import Backbone
 from tagsmith.model.packing import inference_copy, side_by_side
+from tagsmith.model.state_cache import StateCache, key_of
 
 BYTES_IN_MEMORY = 2**30
 """Larger sets of states lie in a temporary file that is mapped into memory."""
@@ -69,6 +71,26 @@ class FrozenBlocks:
         self.dtype = dtype
         self.blocks = inference_copy(backbone.blocks[:stop], dtype=dtype) if blocks is None else blocks[:stop]
 
+    @property
+    def weights(self) -> nn.Module:
+        """What the states depend on: the embeddings, and these blocks as they are before packing."""
+        trunk = self.backbone.trunk
+        above = {id(module) for block in self.backbone.blocks[self.stop :] for module in block.modules()}
+        used = nn.ModuleDict()
+        for name, module in trunk.named_modules():
+            direct = list(module.named_parameters(recurse=False))
+            if direct and id(module) not in above:
+                used[name.replace(".", "/")] = module
+        return used
+
+    @property
+    def architecture(self) -> str:
+        """What beside weights decides on the states: the configuration, but for the depth and where it came from."""
+        config = self.backbone.config.to_dict()
+        left_out = {"num_hidden_layers", "layer_types", "dtype", "transformers_version"}
+        kept = {key: value for key, value in config.items() if key not in left_out and not key.startswith("_")}
+        return json.dumps(kept, sort_keys=True, default=str) + f" {self.backbone.pair_separator_id}"
+
     def enter(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """The states `(B, L, D)` that leave the last of these blocks."""
         hidden_BLD = self.backbone.embed(ids_BL).to(self.dtype)
@@ -83,14 +105,41 @@ def frozen_states(
     tokens_per_batch: int = 512,
     done: int = 0,
     total: int | None = None,
+    cache: StateCache | None = None,
 ) -> Generator[Event, None, States]:
-    """What leaves the frozen blocks, for all texts, in one pass.
+    """What leaves the frozen blocks, for all texts, in one pass, or from a cache where an earlier run has kept it.
 
     Args:
         done: pieces that earlier passes of the same stage have computed, and
         total: pieces of all of them, for the events to count by.
+        cache: where states are looked for and kept; None keeps them for this run only.
     """
-    hidden_TD = _room(int(tokens.offsets[-1]), frozen.backbone.width, frozen.dtype)
+    shape = {"tokens": int(tokens.offsets[-1]), "width": frozen.backbone.width, "dtype": frozen.dtype}
+    if cache is None:
+        hidden_TD = _room(**shape)
+        yield from _fill(hidden_TD, frozen, tokens, tokens_per_batch=tokens_per_batch, done=done, total=total)
+        return States(hidden_TD, tokens)
+    key = key_of(
+        frozen.weights,
+        tokens,
+        architecture=frozen.architecture,
+        stop=frozen.stop,
+        dtype=frozen.dtype,
+        tokens_per_batch=tokens_per_batch,
+    )
+    kept = cache.find(key, **shape)
+    if kept is not None:
+        yield Event("model", "frozen", done + len(tokens.rows), total or len(tokens.rows), {"from_cache": True})
+        return States(kept, tokens)
+    with cache.filling(key, **shape) as room:
+        hidden_TD = _room(**shape) if room is None else room
+        yield from _fill(hidden_TD, frozen, tokens, tokens_per_batch=tokens_per_batch, done=done, total=total)
+    return States(hidden_TD, tokens)
+
+
+def _fill(
+    hidden_TD: Tensor, frozen: FrozenBlocks, tokens: Tokens, *, tokens_per_batch: int, done: int, total: int | None
+) -> Generator[Event, None, None]:
     firsts, twins = tokens.distinct()  # equal texts have equal states, and are computed once
     copies = np.split(np.argsort(twins, kind="stable"), np.cumsum(np.bincount(twins))[:-1])
     batches = length_sorted(tokens.lengths[firsts], tokens_per_batch=tokens_per_batch)
@@ -107,7 +156,6 @@ def frozen_states(
                 hidden_TD[start:end] = hidden_LD[: end - start]
             done += len(copies[place])
         yield Event("model", "frozen", done, total or len(tokens.rows))
-    return States(hidden_TD, tokens)
 
 
 def states_by_depth(

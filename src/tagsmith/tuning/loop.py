@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tagsmith.assets import cache_folder
 from tagsmith.config import Config
 from tagsmith.data.batching import packed, training_steps
 from tagsmith.data.encoding import Tokens
@@ -27,6 +28,7 @@ from tagsmith.model.adapters import Adapter, attach, detach
 from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
 from tagsmith.model.heads import LinearHead
 from tagsmith.model.packing import processor_has_bf16
+from tagsmith.model.state_cache import StateCache
 from tagsmith.tuning.checkpoints import Checkpoint, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from tagsmith.tuning.losses import held_out_accuracy, held_out_loss, right_rows, summed_loss
 from tagsmith.tuning.methods import first_tuned_block, trainable
@@ -82,6 +84,13 @@ def arithmetic(config: Config) -> torch.dtype:
     """The dtype of frozen blocks: bf16 where the processor has it, unless the settings say otherwise."""
     wanted = config.tuning.precision
     return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and processor_has_bf16()) else torch.float32
+
+
+def state_cache(config: Config) -> StateCache | None:
+    """Where states are kept from run to run; None where the settings give no room."""
+    if not config.tuning.cache_gib:
+        return None
+    return StateCache(cache_folder() / "states", int(config.tuning.cache_gib * 2**30))
 
 
 def tune(
@@ -250,6 +259,7 @@ class Loop:
                 part.tokens,
                 done=done,
                 total=total,
+                cache=state_cache(self.config),
             )
             done += len(part.tokens.rows)
 
