@@ -155,3 +155,25 @@ def test_pictures_take_the_colours_of_the_theme_and_ids_of_their_own():
 
 def test_a_single_test_row_is_drawn():
     assert "How good it is" in draw(report(n=1), RUN, [])
+
+
+@pytest.mark.parametrize(("cost", "told"), [(0.0, "None of the depths tried has a lower loss"), (0.02, "0.020 nats")])
+def test_a_depth_that_was_chosen_is_drawn_and_what_it_costs_is_said(cost, told):
+    depth = {
+        "layers": 8,
+        "probes": [
+            {"layers": n, "pooling": how, "loss": 1 / n, "accuracy": 0.5}
+            for how in ("last", "mean")
+            for n in (4, 8, 12)
+        ],
+        "tunings": [{"layers": n, "loss": 0.5 / n, "accuracy": 0.9} for n in (4, 8, 12)],
+        "rows": {"train": 300, "validation": 100},
+        "cost": cost,
+        "low": cost - 0.01,
+        "high": cost + 0.01,
+    }
+    page = draw(report(model={"backbone": "tiny", "layers": 8, "depth": depth}), RUN, [])
+    assert "<h2>How deep</h2>" in page
+    assert told in page
+    assert all(label in page for label in ("probe, last", "probe, mean", "short tuning"))
+    assert "How deep" not in draw(report(), RUN, [])

@@ -151,8 +151,12 @@ def _depth_section(depth: Mapping[str, Any] | None) -> str:
         return ""
     told = (
         f"{depth['layers']} blocks were chosen on {depth['rows']['validation']} validation rows, before the test rows "
-        f"were opened. The loss there is {depth['cost']:.3f} nats ({depth['low']:.3f} to {depth['high']:.3f}) above "
-        "the best depth tried."
+        "were opened. "
+    ) + (
+        f"The loss there is {depth['cost']:.3f} nats ({depth['low']:.3f} to {depth['high']:.3f}) above the best depth "
+        "tried, which is deeper."
+        if depth["cost"]
+        else "None of the depths tried has a lower loss."
     )
     picture = figure_of(
         _depth_picture(depth), "Validation loss by depth: probes of the frozen backbone, short tunings."
