@@ -91,7 +91,8 @@ def test_large_buckets_give_the_same_pairs(monkeypatch):
     monkeypatch.setattr(near_twins, "_PAIRS_PER_BUCKET", 10**9)
     plain = found_pairs(texts, 0.8)
     monkeypatch.setattr(near_twins, "_PAIRS_PER_BUCKET", 10)
-    monkeypatch.setattr(near_twins, "_TEXTS_PER_SHINGLE", 4)
+    monkeypatch.setattr(near_twins, "_PAIRS_PER_TEXT", 2)
+    monkeypatch.setattr(near_twins, "_TEXTS_AT_ONCE", 20)
     assert found_pairs(texts, 0.8) == plain
     assert len(plain) >= 30
 

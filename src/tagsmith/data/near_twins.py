@@ -20,8 +20,8 @@ SHINGLE = 5
 """Characters per shingle; shorter texts are compared as wholes only."""
 
 _PERMUTATIONS, _MISSED = 128, 1e-4
-_CHARACTERS_AT_ONCE, _PAIRS_AT_ONCE, _PAIRS_PER_BUCKET = 2_000_000, 50_000, 20_000
-_TEXTS_PER_SHINGLE, _PAIRS_REMEMBERED = 16, 4_000_000
+_CHARACTERS_AT_ONCE, _PAIRS_AT_ONCE, _TEXTS_AT_ONCE = 2_000_000, 50_000, 20_000
+_PAIRS_PER_BUCKET, _PAIRS_PER_TEXT, _PAIRS_REMEMBERED = 1_000, 300, 4_000_000
 _BYTES_IN_MEMORY = 64 * 2**20
 _RANDOM = np.random.default_rng(5)
 _MULTIPLIERS = _RANDOM.integers(2**62, 2**63, size=_PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
@@ -101,10 +101,8 @@ class Sketches:
             members = self.ids[members]
             yield from _with_first(members, buckets)
             members, buckets, large = _still_apart(members, buckets, components)
-            yield from _across(members[~large], buckets[~large], components)
-            starts = np.flatnonzero(np.diff(buckets[large], prepend=-1))
-            for bucket in np.split(members[large], starts[1:]) if large.any() else ():
-                yield from self._in_large_bucket(bucket, components, near=near)
+            yield from _across(members[~large], buckets[~large], components.of[members[~large]])
+            yield from self._in_large_buckets(members[large], buckets[large], components, near=near)
 
     def near_twins(self, pairs_E2: np.ndarray, *, near: float) -> np.ndarray:
         """Those of the pairs whose shingle sets have a Jaccard of at least `near`."""
@@ -141,30 +139,48 @@ class Sketches:
         self.spool.seek(band * size)
         return np.frombuffer(self.spool.read(size), dtype=np.uint64)
 
-    def _in_large_bucket(self, members: np.ndarray, components: Components, *, near: float) -> Iterator[np.ndarray]:
-        """Pairs of a large bucket but for those that cannot be near twins.
+    def _in_large_buckets(
+        self, members: np.ndarray, buckets: np.ndarray, components: Components, *, near: float
+    ) -> Iterator[np.ndarray]:
+        """Pairs of large buckets but for those that cannot be near twins, some buckets at a time."""
+        if not len(members):
+            return
+        starts = np.flatnonzero(np.diff(buckets, prepend=-1))
+        cuts = np.unique(starts[np.searchsorted(starts, np.arange(0, len(members), _TEXTS_AT_ONCE), side="right") - 1])
+        for start, end in zip(cuts, [*cuts[1:], len(members)], strict=True):
+            yield from self._joined(members[start:end], buckets[start:end], components, near=near)
 
-        Texts of one template fall into one bucket by the thousands. A pair of them shares one of the few rare shingles
-        among the rarest `1 - near` of each and one more (prefix filter: Chaudhuri et al. 2006, section 3), or else it
-        shares none but frequent ones, and then both must be short: J = f / (x + y - f) for at most f shared of x and y.
+    def _joined(
+        self, members: np.ndarray, buckets: np.ndarray, components: Components, *, near: float
+    ) -> Iterator[np.ndarray]:
+        """Pairs whose shared shingles can be enough: rare ones are counted, of frequent ones at most all are shared.
+
+        Texts of one template fall into one bucket by the thousands, most of them less alike than `near`. Two sets of x
+        and y shingles need near / (1 + near) * (x + y) in common. Which shingles of a bucket are rare is decided so
+        that pairs that share one are few.
         """
         sets = shingle_sets(self.texts[members])
-        sizes = np.diff(sets.indptr)
-        order = np.argsort(sizes, kind="stable")
-        members, sets, sizes = members[order], csr_array(sets[order]), sizes[order]
-        numbers, counts = np.unique(sets.indices, return_inverse=True, return_counts=True)[1:]
+        order = np.lexsort((np.diff(sets.indptr), buckets))
+        members, sets = members[order], csr_array(sets[order])
+        places, sizes = np.unique(buckets[order], return_inverse=True)[1], np.diff(sets.indptr).astype(np.int64)
         rows = np.repeat(np.arange(len(members)), sizes)
-        by_rarity = np.lexsort((numbers, counts[numbers], rows))
-        place = np.arange(len(rows)) - np.repeat(sets.indptr[:-1], sizes)
-        prefix = np.repeat(sizes - np.ceil(near * sizes - 1e-9) + 1, sizes)
-        frequent = counts[numbers] > _TEXTS_PER_SHINGLE
-        kept = by_rarity[(place < prefix) & ~frequent[by_rarity]]
-        yield from _across(members[rows[kept]], numbers[kept], components)
-        longest = (1 + near) / near * np.bincount(rows[frequent], minlength=len(members)) - sizes + 1e-6
-        shorter = np.minimum(np.searchsorted(sizes, longest, side="right"), np.arange(len(members)))
-        for left, right in _ranges(np.zeros(len(members), dtype=np.int64), shorter):
-            fits = sizes[left] <= longest[right]
-            yield np.stack([members[left[fits]], members[right[fits]]], axis=1)
+        shingles = np.unique(sets.indices, return_inverse=True)[1]
+        numbers, counts = np.unique(
+            places[rows] * (shingles.max() + 1) + shingles, return_inverse=True, return_counts=True
+        )[1:]
+        rare = counts[numbers] <= _most_common(counts, pairs=_PAIRS_PER_TEXT * len(members))
+        frequent = np.bincount(rows[~rare], minlength=len(members))
+        most = (1 + near) / near + 1e-9
+        own = components.of[members]
+        yield from _parts(members, _sharing_rare(rows[rare], numbers[rare], own, frequent, sizes, most=most))
+        # The pairs found so far are joined by now, so that one component may hold most of a bucket: it is left out.
+        outside = np.flatnonzero(~_in_largest(places, components.of[members]))
+        room, span = np.minimum(most * frequent - sizes, sizes.max()), sizes.max() + 1
+        starts = np.searchsorted(places, places[outside])
+        ends = np.searchsorted(places * span + sizes, places[outside] * span + room[outside], side="right")
+        for left, right in _ranges(starts, np.maximum(ends - starts, 0)):
+            fits = (sizes[outside[left]] <= room[right]) & (outside[left] != right)
+            yield np.stack([members[outside[left[fits]]], members[right[fits]]], axis=1)
 
 
 @contextmanager
@@ -302,11 +318,10 @@ def _pairs_across(buckets: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return ((sizes.astype(np.float64) ** 2 - within) / 2).astype(np.int64)[places]
 
 
-def _across(members: np.ndarray, buckets: np.ndarray, components: Components) -> Iterator[np.ndarray]:
-    """All pairs of a bucket's members that stand in different components, in parts."""
-    order = np.lexsort((components.of[members], buckets))
-    members, buckets = members[order], buckets[order]
-    numbers = components.of[members]
+def _across(members: np.ndarray, buckets: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """All pairs of a bucket's members that have different numbers, in parts."""
+    order = np.lexsort((numbers, buckets))
+    members, buckets, numbers = members[order], buckets[order], numbers[order]
     last = np.ones(len(members), dtype=bool)
     last[:-1] = (buckets[1:] != buckets[:-1]) | (numbers[1:] != numbers[:-1])
     ends = np.flatnonzero(last)
@@ -314,6 +329,38 @@ def _across(members: np.ndarray, buckets: np.ndarray, components: Components) ->
     bucket_end = np.searchsorted(buckets, buckets, side="right")
     for left, right in _ranges(next_run, bucket_end - next_run):
         yield np.stack([members[left], members[right]], axis=1)
+
+
+def _in_largest(places: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """For each member whether its number is the commonest in its bucket; of several as common, the last."""
+    runs, run_of, sizes = np.unique(places * (numbers.max() + 1) + numbers, return_inverse=True, return_counts=True)
+    bucket_of = runs // (numbers.max() + 1)
+    order = np.lexsort((sizes, bucket_of))
+    last = order[np.append(np.flatnonzero(np.diff(bucket_of[order])), len(order) - 1)]
+    return np.isin(run_of, last)
+
+
+def _most_common(counts: np.ndarray, *, pairs: int) -> int:
+    """In how many texts a shingle may stand so that all that stand in no more give at most so many pairs of texts."""
+    texts, times = np.unique(counts, return_counts=True)
+    fits = np.cumsum(times * texts * (texts - 1) // 2) <= pairs
+    return int(texts[fits].max(initial=1))
+
+
+def _sharing_rare(
+    rows: np.ndarray, numbers: np.ndarray, own: np.ndarray, frequent: np.ndarray, sizes: np.ndarray, *, most: float
+) -> np.ndarray:
+    """Pairs `(E, 2)` of positions that share rare shingles, and may share enough of all; `most` is (1 + J) / J."""
+    found = [_codes(pairs_E2) for pairs_E2 in _across(rows, numbers, own[rows])]
+    codes, shared = np.unique(np.concatenate(found or [np.empty(0, dtype=np.int64)]), return_counts=True)
+    pairs_E2 = np.stack([codes >> 32, codes & 0xFFFFFFFF], axis=1)
+    enough = sizes[pairs_E2].sum(axis=1) <= most * (frequent[pairs_E2].min(axis=1) + shared)
+    return pairs_E2[enough]
+
+
+def _parts(members: np.ndarray, pairs_E2: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(pairs_E2), _PAIRS_AT_ONCE):
+        yield members[pairs_E2[start : start + _PAIRS_AT_ONCE]]
 
 
 def _codes(pairs_E2: np.ndarray) -> np.ndarray:
