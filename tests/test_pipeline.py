@@ -12,7 +12,8 @@ from tagsmith.data.readers import read
 from tagsmith.data.table import Table
 from tagsmith.deployment.bundle import load
 from tagsmith.errors import DataError, SettingError, TagsmithError
-from tagsmith.pipeline import default_out, evaluate, reproduce, train
+from tagsmith.naming import default_out, reproduce
+from tagsmith.pipeline import evaluate, train
 from tagsmith.tuning.loop import StoppedError
 
 HASHED = ["report.json", "model.safetensors", "tagsmith.json", "probe.jsonl", "config.json", "MANIFEST.json"]

@@ -64,7 +64,7 @@ def train(
 ) -> None:
     """Train a classifier, measure it, and save it as a bundle."""
     from tagsmith.console import Console
-    from tagsmith.pipeline import default_out
+    from tagsmith.naming import default_out
     from tagsmith.pipeline import train as run
 
     chosen = _config(preset, config, settings, backbone=backbone, seed=seed, query=query, earlier=earlier)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ import polars as pl
 
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.catalogue import ASSETS
-from tagsmith.config import Config, fields, parse_setting, settings_of
+from tagsmith.config import Config, settings_of
 from tagsmith.data.cleaning import clean_table
 from tagsmith.data.labelling import SIMILAR
 from tagsmith.data.preparing import Prepared, prepare, prepare_given
@@ -33,6 +32,7 @@ from tagsmith.data.table import PAIR, Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.measuring import book_tables, data_section, measure_test, mistakes
+from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.run import Result, Run, labels_of, truth_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from tagsmith.model.classifier import Calibration, Classifier
     from tagsmith.tuning.loop import Part
 
-Source = str | Path | Table
 
 
 def train(
@@ -120,7 +119,7 @@ def evaluate(
 
     loaded = load(bundle) if isinstance(bundle, str | Path) else bundle
     config = Config.of(loaded.settings["config"]).with_settings({"data": {"query": query}})
-    command = ["tagsmith", "evaluate", str(loaded.folder), _name(source), *(["--query", query] if query else [])]
+    command = ["tagsmith", "evaluate", str(loaded.folder), name_of(source), *(["--query", query] if query else [])]
     run = Run(config, listen, command=shlex.join(command))
     _require_use_of_query(config, source)
     table = _read(source, run)
@@ -187,11 +186,11 @@ def check(
     found = look(grouped, config.data, against=other, tokens=tokens, no_labels=no_labels)
     about: dict[str, Any] = {
         "tagsmith": _version(),
-        "source": redacted(_name(source)),
+        "source": name_of(source),
         "backbone": config.model.backbone,
     }
     if against is not None:
-        about["against"] = redacted(_name(against))
+        about["against"] = name_of(against)
     return replace(found, facts={**about, "notes": run.notes, **found.facts})
 
 
@@ -226,64 +225,6 @@ def _tokens_of(table: Table, run: Run, *, download: bool) -> TokenLengths | None
         return None
     texts, most = table.frame["text"], run.config.model.max_tokens
     return measure_tokens(Tokenizer.from_file(str(path)), texts, max_tokens=most)
-
-
-def reproduce(source: Source, *, validation: Source | None = None, test: Source | None = None, config: Config) -> str:
-    """The command that repeats a run: every setting that is not the default, spelt out."""
-    words = ["tagsmith", "train", _name(source)]
-    for option, value in (("--validation", validation), ("--test", test)):
-        words += [option, _name(value)] if value is not None else []
-    chosen = config.model_dump()
-    for name, _, default in fields():
-        section, _, key = name.rpartition(".")
-        value = chosen[section][key] if section else chosen[key]
-        if value != default:
-            words += ["--set", _assignment(name, value)]
-    return shlex.join(words)
-
-
-def _assignment(name: str, value: Any) -> str:
-    """`section.key=value`; a string is quoted where it would be read as something else, such as a column `2024`."""
-    plain = f"{name}={'none' if value is None else value}"
-    return f"{name}={_toml(value)}" if parse_setting(plain) != _nested(name, value) else plain
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML writes it, which is JSON but for tables."""
-    if isinstance(value, dict):
-        pairs = (f"{json.dumps(key, ensure_ascii=False)} = {_toml(inner)}" for key, inner in value.items())
-        return "{" + ", ".join(pairs) + "}"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _nested(name: str, value: Any) -> Any:
-    for key in reversed(name.split(".")):
-        value = {key: value}
-    return value
-
-
-def default_out(source: Source, *, resume: bool = False) -> Path:
-    """`./NAME-tagsmith`, or the first of `-2`, `-3` ... that is free; with `resume` the one that has a checkpoint."""
-    name = "stdin" if _name(source) == "-" else _stem(_name(source))
-    n = 1
-    while True:
-        folder = Path(f"{name}-tagsmith" + (f"-{n}" if n > 1 else ""))
-        if resume and folder.with_name(f"{folder.name}.checkpoint").exists():
-            return folder
-        if not folder.exists():
-            return folder
-        n += 1
-
-
-def _stem(name: str) -> str:
-    """The name of a file without its endings, of a database, or of the folder where a pattern looks."""
-    path = Path(name.partition("?")[0] if is_url(name) else name)
-    stems = (re.sub(r"[*?\[\]:]+", "-", part.split(".")[0]).strip("-") for part in (path.name, path.parent.name))
-    return next((stem for stem in stems if stem), "table")
-
-
-def _name(source: Source) -> str:
-    return "TABLE" if isinstance(source, Table) else redacted(source)
 
 
 # ---- Stage 1: data preparation

@@ -12,7 +12,8 @@ import pytest
 from tagsmith.config import Config
 from tagsmith.data.readers import read, read_frame, redacted
 from tagsmith.errors import DataError
-from tagsmith.pipeline import default_out, reproduce, train
+from tagsmith.naming import default_out, reproduce
+from tagsmith.pipeline import train
 
 ROWS = [("one", 1, "a"), ("two", 2, "b"), ("three", 3, "a")]
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tagsmith.config import Config, merge, parse_setting
 from tagsmith.data.readers import read
 from tagsmith.errors import DataError
-from tagsmith.pipeline import check, reproduce
+from tagsmith.naming import reproduce
+from tagsmith.pipeline import check
 
 
 def write(folder, content, name="a.csv"):
