@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagsmith.data import near_twins
+from tagsmith.data.duplicates import group_duplicates
 from tagsmith.data.folding import distinct, fold_all
 from tagsmith.data.near_twins import Components, sketched
 from tagsmith.data.readers import read
+from tagsmith.data.table import Table
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 
@@ -136,3 +138,20 @@ def test_pairs_are_the_same_however_they_are_cut_into_parts(monkeypatch):
 @pytest.mark.parametrize("texts", [[], ["abc"], ["", "abcd", "a text long enough"]])
 def test_there_are_no_pairs_of_too_few_or_too_short_texts(texts):
     assert found_pairs(texts, 0.8) == set()
+
+
+def test_a_template_with_more_pairs_than_are_compared_ends_and_says_which_texts_were_left(monkeypatch):
+    monkeypatch.setattr(near_twins, "_PAIRS_COMPARED", 1000)
+    monkeypatch.setattr(near_twins, "_PAIRS_COMPARED_PER_TEXT", 1)
+    random = np.random.default_rng(0)
+    codes = random.integers(10**6, 10**9, size=(1500, 2))
+    thanks = "dear customer, thank you for your purchase at our shop. your order {} was shipped. track it with {}."
+    template = [thanks.format(*pair) for pair in codes]
+    twins = ["an ordinary sentence about the weather in june", "an ordinary sentence about the weather in july"]
+    table = Table.of([*template, *twins], ["a"] * 1500 + ["b"] * 2)
+    grouped = group_duplicates(table, near=0.8)
+    assert 1000 < grouped.not_compared <= 1500
+    assert grouped.table.groups[-1] == grouped.table.groups[-2]
+    assert any("more look-alikes than are compared" in change.reason for change in grouped.table.history)
+    monkeypatch.undo()
+    assert group_duplicates(table, near=0.8).not_compared == 0

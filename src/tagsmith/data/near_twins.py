@@ -22,6 +22,7 @@ SHINGLE = 5
 _PERMUTATIONS, _MISSED = 128, 1e-4
 _CHARACTERS_AT_ONCE, _PAIRS_AT_ONCE, _TEXTS_AT_ONCE = 2_000_000, 50_000, 20_000
 _PAIRS_PER_BUCKET, _PAIRS_PER_TEXT, _PAIRS_REMEMBERED = 1_000, 300, 4_000_000
+_PAIRS_COMPARED, _PAIRS_COMPARED_PER_TEXT = 13_000_000, 50
 _BYTES_IN_MEMORY = 64 * 2**20
 _RANDOM = np.random.default_rng(5)
 _MULTIPLIERS = _RANDOM.integers(2**62, 2**63, size=_PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
@@ -47,6 +48,23 @@ class Components:
         self.of = renamed[self.of]
 
 
+class Allowance:
+    """How many more pairs of large buckets are compared, and which texts `skipped (N,)` were left when none were.
+
+    Texts of one template resemble one another nearly as much as twins do, and their pairs grow with the square of their
+    number. All pairs of 5,000 texts are always compared; beyond that so many for each text that time stays in bounds.
+    """
+
+    def __init__(self, texts: int) -> None:
+        self.left = _PAIRS_COMPARED + _PAIRS_COMPARED_PER_TEXT * texts
+        self.skipped = np.zeros(texts, dtype=bool)
+
+    def spend(self, pairs_E2: np.ndarray) -> np.ndarray:
+        """The pairs, counted."""
+        self.left -= len(pairs_E2)
+        return pairs_E2
+
+
 def connected(links_E2: np.ndarray, count: int) -> np.ndarray:
     """The component of each of `count` things `(N,)`, numbered from 0."""
     ones = np.ones(len(links_E2), dtype=np.int8)
@@ -70,29 +88,36 @@ class Sketches:
     marks: np.ndarray
     spool: IO[bytes]
 
-    def links(self, *, near: float, within: np.ndarray | None = None) -> np.ndarray:
+    def links(self, *, near: float, within: np.ndarray | None = None, allowance: Allowance | None = None) -> np.ndarray:
         """Components `(N,)` of the texts, linked where their Jaccard is at least `near`; every link was computed.
 
         With `within (N,)` only texts of the same number are compared.
         """
         components, refused = Components(len(self.texts)), np.empty(0, dtype=np.int64)
-        for pairs_E2 in self.candidates(components, near=near, within=within):
+        for pairs_E2 in self.candidates(components, near=near, within=within, allowance=allowance):
             pairs_E2 = pairs_E2[components.of[pairs_E2[:, 0]] != components.of[pairs_E2[:, 1]]]
             pairs_E2 = self._plausible(_without(refused, pairs_E2), near=near)
             links_E2 = self._compared(pairs_E2, near=near)
             components.join(links_E2)
             # A pair just below the threshold meets in several bands, and is compared once.
-            refused = np.union1d(refused[-_PAIRS_REMEMBERED:], np.setdiff1d(_codes(pairs_E2), _codes(links_E2)))
+            new = np.setdiff1d(_codes(pairs_E2), _codes(links_E2), assume_unique=True)
+            refused = _merged(refused[-_PAIRS_REMEMBERED:], new)
         return components.of
 
     def candidates(
-        self, components: Components, *, near: float, within: np.ndarray | None = None
+        self,
+        components: Components,
+        *,
+        near: float,
+        within: np.ndarray | None = None,
+        allowance: Allowance | None = None,
     ) -> Iterator[np.ndarray]:
         """Pairs `(E, 2)` worth comparing, in parts; pairs of one component are left out, others may come again.
 
         In each bucket the first member comes against all others before all against all, so that a large cluster is
         joined by few comparisons.
         """
+        allowance = Allowance(len(self.texts)) if allowance is None else allowance
         for band in range(self.bands):
             keys_M = self._keys(band)
             if within is not None:
@@ -102,7 +127,7 @@ class Sketches:
             yield from _with_first(members, buckets)
             members, buckets, large = _still_apart(members, buckets, components)
             yield from _across(members[~large], buckets[~large], components.of[members[~large]])
-            yield from self._in_large_buckets(members[large], buckets[large], components, near=near)
+            yield from self._in_large_buckets(members[large], buckets[large], components, allowance, near=near)
 
     def near_twins(self, pairs_E2: np.ndarray, *, near: float) -> np.ndarray:
         """Those of the pairs whose shingle sets have a Jaccard of at least `near`."""
@@ -113,9 +138,9 @@ class Sketches:
             return pairs_E2
         ids, places = np.unique(pairs_E2, return_inverse=True)
         sets, places_E2 = shingle_sets(self.texts[ids]), places.reshape(-1, 2)
-        sizes_E2 = np.diff(sets.indptr)[places_E2]
-        alike_E = sizes_E2.min(axis=1) >= near * sizes_E2.max(axis=1) - 1e-9
-        pairs_E2, places_E2, sizes_E = pairs_E2[alike_E], places_E2[alike_E], sizes_E2[alike_E].sum(axis=1)
+        one_E, other_E = np.diff(sets.indptr)[places_E2.T]
+        alike_E = np.minimum(one_E, other_E) >= near * np.maximum(one_E, other_E) - 1e-9
+        pairs_E2, places_E2, sizes_E = pairs_E2[alike_E], places_E2[alike_E], (one_E + other_E)[alike_E]
         if not len(pairs_E2):
             return pairs_E2
         one_ES, other_ES = (csr_array(sets[place_E]) for place_E in places_E2.T)
@@ -130,8 +155,8 @@ class Sketches:
         """
         count, agree = self.bands * self.rows, (1 + near) / 2
         fewest = count * agree - 4.5 * np.sqrt(count * agree * (1 - agree)) - 1e-9
-        differ_E2 = self.marks[pairs_E2[:, 0]] ^ self.marks[pairs_E2[:, 1]]
-        differ_E = np.unpackbits(differ_E2.view(np.uint8), axis=1).sum(axis=1, dtype=np.int64)
+        differ_E2 = np.bitwise_count(self.marks[pairs_E2[:, 0]] ^ self.marks[pairs_E2[:, 1]]).astype(np.int64)
+        differ_E = differ_E2[:, 0] + differ_E2[:, 1]
         return pairs_E2[count - differ_E >= fewest]
 
     def _keys(self, band: int) -> np.ndarray:
@@ -140,18 +165,27 @@ class Sketches:
         return np.frombuffer(self.spool.read(size), dtype=np.uint64)
 
     def _in_large_buckets(
-        self, members: np.ndarray, buckets: np.ndarray, components: Components, *, near: float
+        self, members: np.ndarray, buckets: np.ndarray, components: Components, allowance: Allowance, *, near: float
     ) -> Iterator[np.ndarray]:
         """Pairs of large buckets but for those that cannot be near twins, some buckets at a time."""
         if not len(members):
             return
+        if allowance.left <= 0:
+            allowance.skipped[members] = True
+            return
         starts = np.flatnonzero(np.diff(buckets, prepend=-1))
         cuts = np.unique(starts[np.searchsorted(starts, np.arange(0, len(members), _TEXTS_AT_ONCE), side="right") - 1])
         for start, end in zip(cuts, [*cuts[1:], len(members)], strict=True):
-            yield from self._joined(members[start:end], buckets[start:end], components, near=near)
+            for pairs_E2 in self._joined(members[start:end], buckets[start:end], components, allowance, near=near):
+                yield allowance.spend(pairs_E2)
+                if allowance.left <= 0:
+                    break
+            if allowance.left <= 0:
+                allowance.skipped[members[start:]] = True
+                return
 
     def _joined(
-        self, members: np.ndarray, buckets: np.ndarray, components: Components, *, near: float
+        self, members: np.ndarray, buckets: np.ndarray, components: Components, allowance: Allowance, *, near: float
     ) -> Iterator[np.ndarray]:
         """Pairs whose shared shingles can be enough: rare ones are counted, of frequent ones at most all are shared.
 
@@ -172,7 +206,9 @@ class Sketches:
         frequent = np.bincount(rows[~rare], minlength=len(members))
         most = (1 + near) / near + 1e-9
         own = components.of[members]
-        yield from _parts(members, _sharing_rare(rows[rare], numbers[rare], own, frequent, sizes, most=most))
+        sharing_E2, seen = _sharing_rare(rows[rare], numbers[rare], own, frequent, sizes, most=most)
+        allowance.left -= seen // 8  # to make a pair costs about an eighth of comparing it
+        yield from _parts(members, sharing_E2)
         # The pairs found so far are joined by now, so that one component may hold most of a bucket: it is left out.
         outside = np.flatnonzero(~_in_largest(places, components.of[members]))
         room, span = np.minimum(most * frequent - sizes, sizes.max()), sizes.max() + 1
@@ -349,13 +385,16 @@ def _most_common(counts: np.ndarray, *, pairs: int) -> int:
 
 def _sharing_rare(
     rows: np.ndarray, numbers: np.ndarray, own: np.ndarray, frequent: np.ndarray, sizes: np.ndarray, *, most: float
-) -> np.ndarray:
-    """Pairs `(E, 2)` of positions that share rare shingles, and may share enough of all; `most` is (1 + J) / J."""
+) -> tuple[np.ndarray, int]:
+    """Pairs `(E, 2)` of positions that share rare shingles, and may share enough of all; `most` is (1 + J) / J.
+
+    And how many share any.
+    """
     found = [_codes(pairs_E2) for pairs_E2 in _across(rows, numbers, own[rows])]
     codes, shared = np.unique(np.concatenate(found or [np.empty(0, dtype=np.int64)]), return_counts=True)
-    pairs_E2 = np.stack([codes >> 32, codes & 0xFFFFFFFF], axis=1)
-    enough = sizes[pairs_E2].sum(axis=1) <= most * (frequent[pairs_E2].min(axis=1) + shared)
-    return pairs_E2[enough]
+    one, other = codes >> 32, codes & 0xFFFFFFFF
+    enough = sizes[one] + sizes[other] <= most * (np.minimum(frequent[one], frequent[other]) + shared)
+    return np.stack([one[enough], other[enough]], axis=1), len(codes)
 
 
 def _parts(members: np.ndarray, pairs_E2: np.ndarray) -> Iterator[np.ndarray]:
@@ -365,16 +404,30 @@ def _parts(members: np.ndarray, pairs_E2: np.ndarray) -> Iterator[np.ndarray]:
 
 def _codes(pairs_E2: np.ndarray) -> np.ndarray:
     """A number for each pair, whichever comes first."""
-    return pairs_E2.min(axis=1) << 32 | pairs_E2.max(axis=1)
+    one, other = pairs_E2.T  # by column: to reduce along an axis of two is many times as slow
+    return np.minimum(one, other) << 32 | np.maximum(one, other)
 
 
 def _without(refused: np.ndarray, pairs_E2: np.ndarray) -> np.ndarray:
     """Each pair once, and none that was refused; codes are in order."""
-    codes = np.unique(_codes(pairs_E2))
+    codes = _sorted_once(_codes(pairs_E2))
     if len(refused):
         known = refused[np.minimum(np.searchsorted(refused, codes), len(refused) - 1)]
         codes = codes[known != codes]
     return np.stack([codes >> 32, codes & 0xFFFFFFFF], axis=1)
+
+
+def _sorted_once(values: np.ndarray) -> np.ndarray:
+    """The distinct values in order; NumPy's own hashing is several times as slow on millions."""
+    values = np.sort(values)
+    first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return values[first]
+
+
+def _merged(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Both in one order; a stable sort finds the two runs and merges them."""
+    return np.sort(np.concatenate([ordered, np.sort(values)]), kind="stable")
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

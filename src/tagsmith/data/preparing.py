@@ -159,6 +159,7 @@ def _finished(
     remembered = Earlier.of(splits, before)
     balanced = balance(splits.train, how=config.balance, seed=seed)
     splits = replace(splits, train=balanced.table)
+    notes = [*notes, *_template_notes(grouped)]
     for note in notes:
         listen(Event("data", "note", values={"text": note}))
     listen(Event("data", "done", values={name: len(part) for name, part in splits.items()}))
@@ -184,6 +185,7 @@ def _counts(grouped: Grouped) -> dict[str, float]:
         "largest": grouped.largest,
         "lowest": grouped.lowest,
         "threshold": grouped.threshold,
+        "not_compared": grouped.not_compared,
     }
 
 
@@ -379,6 +381,17 @@ def _leak_notes(found: Leak, splits: Splits[Table]) -> list[str]:
         f"{found.near_rows} of {len(splits.test)} test rows ({found.near_rows / len(splits.test):.1%}) have a near "
         f"twin in the training rows, {found.exact_rows} of them word for word; among test rows of '{worst}' it is "
         f"{shares[worst]:.0%}. The score on such rows says little about new texts."
+    )
+    return [note]
+
+
+def _template_notes(grouped: Grouped) -> list[str]:
+    if not grouped.not_compared:
+        return []
+    note = (
+        f"{grouped.not_compared:,} rows follow templates with more look-alikes than are compared one by one: near "
+        "twins among them may stand in different parts, and flatter the score. Name a column whose equal values belong "
+        "together with data.group."
     )
     return [note]
 

@@ -264,7 +264,7 @@ def _data_section(data: Mapping[str, Any]) -> str:
             f"Texts cut at the token limit: {number(cut.get('rows', 0))} ({100 * (cut.get('share') or 0):.1f} %)."
         )
     rows = [
-        [h["step"], number(h["rows_before"]), number(h["rows_after"]), h["reason"], _row_numbers(h.get("rows") or [])]
+        [h["step"], number(h["rows_before"]), number(h["rows_after"]), h["reason"], _row_numbers(h)]
         for h in data.get("history", [])
     ]
     history = table_of(["step", "before", "after", "reason", "rows concerned"], rows, numbers=(1, 2), texts=(3, 4))
@@ -305,9 +305,10 @@ def _model_section(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 # --- words and numbers
 
 
-def _row_numbers(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:_MOST_ROW_NUMBERS])
-    return shown if len(rows) <= _MOST_ROW_NUMBERS else f"{shown} … ({len(rows):,} in all)"
+def _row_numbers(change: Mapping[str, Any]) -> str:
+    rows = change.get("rows") or []
+    shown, all_rows = ", ".join(str(row) for row in rows[:_MOST_ROW_NUMBERS]), change.get("concerned") or len(rows)
+    return shown if all_rows <= _MOST_ROW_NUMBERS else f"{shown} … ({all_rows:,} in all)"
 
 
 def _percent(measure: Mapping[str, Any]) -> str:
