@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from tagsmith.tuning.loop import Part
 
 
-
 def train(
     source: Source,
     *,
