@@ -11,8 +11,9 @@ from hypothesis import settings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No deadline: a shared machine pauses; no randomness: a failure here is a failure everywhere.
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci")
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session")
