@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from tagsmith.config import Config
 from tagsmith.events import Event, Listener, listened, silent
@@ -21,7 +20,7 @@ from tagsmith.model.activations import States, states_by_depth
 from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
 from tagsmith.model.heads import LinearHead
 from tagsmith.tuning.loop import Part, arithmetic, tune
-from tagsmith.tuning.losses import held_out_loss
+from tagsmith.tuning.losses import held_out_loss, right_rows, row_losses
 from tagsmith.tuning.methods import first_tuned_block
 from tagsmith.tuning.probes import fit_probe
 
@@ -236,7 +235,4 @@ def cut_copy(classifier: Classifier, depth: int, *, start: int | None) -> Classi
 def _losses(logits_NC: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The loss of each row and whether it is answered right, both `(N,)`."""
     logits, answers = torch.from_numpy(logits_NC), torch.from_numpy(truth)
-    if truth.ndim == 2:
-        losses_NC = F.binary_cross_entropy_with_logits(logits, answers.float(), reduction="none")
-        return losses_NC.mean(1).numpy(), ((logits > 0) == answers).all(1).numpy()
-    return F.cross_entropy(logits, answers, reduction="none").numpy(), (logits.argmax(1) == answers).numpy()
+    return row_losses(logits, answers).numpy(), right_rows(logits, answers).numpy()

@@ -12,12 +12,12 @@ from typing import get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tagsmith.data.encoding import LongTexts
 from tagsmith.events import Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, frozen_states
 from tagsmith.model.classifier import Classifier, pool_states
+from tagsmith.tuning.losses import row_losses
 from tagsmith.tuning.probes import fit_probe
 
 TRAINING_TEXTS, VALIDATION_TEXTS = 1500, 1000
@@ -89,7 +89,4 @@ def _probe_losses(pooled_ND: Tensor, train: Sample, validation: Sample, *, class
     """The log loss of each validation text `(N,)` under a regularised linear probe."""
     truth, cut = torch.from_numpy(train.truth), len(train.texts)
     probe = fit_probe(pooled_ND[:cut], truth, classes=classes, strength=STRENGTH, bias=True)
-    logits_NC, answers = probe.logits(pooled_ND[cut:]), torch.from_numpy(validation.truth)
-    if answers.ndim == 2:
-        return F.binary_cross_entropy_with_logits(logits_NC, answers.float(), reduction="none").mean(1).numpy()
-    return F.cross_entropy(logits_NC, answers, reduction="none").numpy()
+    return row_losses(probe.logits(pooled_ND[cut:]), torch.from_numpy(validation.truth)).numpy()

@@ -70,6 +70,13 @@ def summed_binary_cross_entropy(
     return losses_BC.sum() / truth_BC.shape[1]
 
 
+def row_losses(logits_BC: Tensor, truth: Tensor) -> Tensor:
+    """The plain loss of each row `(B,)`, in nats; of several labels a row, the mean over them."""
+    if truth.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits_BC, truth.float(), reduction="none").mean(1)
+    return F.cross_entropy(logits_BC, truth, reduction="none")
+
+
 def right_rows(logits_BC: Tensor, truth: Tensor) -> Tensor:
     """Which rows are answered right `(B,)`: the likeliest label, or the exact set at even odds."""
     if truth.ndim == 2:
