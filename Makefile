@@ -1,7 +1,7 @@
 # demo: from nothing to a classifier.  test, check, docs: what CI runs.  bench: speed and quality, one by one.
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-wheel check bench docs clean python
+.PHONY: demo test test-wheel check bench bench-speed docs clean python
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV ?= .venv
@@ -30,9 +30,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/pyrefly check
 
 bench: $(VENV)/.installed-dev
-	@set -e; for script in benchmarks/*.py; do \
-	  [ -e "$$script" ] || { echo "There is nothing in benchmarks/ yet."; exit 0; }; \
+	@set -e; for script in benchmarks/{data,speed,forecast}.py; do \
 	  echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-speed: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/speed.py --large --write docs/benchmarks/speed.md
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py --check

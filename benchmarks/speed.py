@@ -1,199 +1,264 @@
-"""The book's recipe and the demo against Hugging Face's Trainer and a reference pass, side by side in one run.
+"""Speed and memory of tuning, against Hugging Face's Trainer, peft and the book's loop, side by side in one run.
 
-Each cell runs in a process of its own, the cells of a round one after another, so that a slow minute of the machine
-meets them all; ratios are taken within a round, and the median over rounds is reported. Tagsmith's time runs from the
-start of reading to the saved bundle with its report; imports come before. The reference pass is transformers' own
-trunk with all blocks, bf16, SDPA, inference mode, length-sorted batches of 2,048 tokens, over all texts. The Trainer's
-time is its training alone: 40 steps, of which the steady ones count, times the steps of five epochs; `--full` runs all
-of them once. It is measured under bf16 autocast and in fp32. Where the processor has no bf16 the former is emulated and
-many times slower: there both it and the reference pass are measured on fewer steps and batches, and scaled, and they
-and the demo in the first round only.
+Each cell runs in a process of its own (cells.py), the cells of a round one after another, so that a slow minute of the
+machine meets them all; ratios are taken within a round, and medians over rounds are reported. Tagsmith's time runs from
+the start of reading to the saved bundle with its report; imports come before. A peer's time is its training alone: its
+steady steps, times the steps of all epochs; one is run in full, with `--full` all. Finished cells are kept under
+build/benchmarks and reused; `--fresh` forgets them. Where a processor has no bf16 of its own it is emulated, and the
+rows under bf16 say little: those in fp32 are to be read there.
 
-    python benchmarks/speed.py --rounds 3 --write docs/benchmarks/speed.md
+    python benchmarks/speed.py --rounds 3 --splits 10 --write docs/benchmarks/speed.md
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
-import platform
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any
 
-if TYPE_CHECKING:
-    from tagsmith.config import Config
+import numpy as np
+import peers
+from cells import answered, cell, machine, peak_gib
 
-ROOT = Path(__file__).parents[1]
-BOOK = ROOT.parent / "shared" / "data" / "sms_spam" / "book_split"
-BACKBONE = "smollm2-135m-instruct-q4"
-EPOCHS, BATCH, STEADY, EMULATED = 5, 8, 40, 12
-SOME_BATCHES = 4
-"""How many batches of the reference pass are run where bf16 is emulated, evenly spread over the lengths."""
+BOOK_STEPS = 655
+"""Steps of the book's recipe: five epochs of 1,045 rows, 8 at a time."""
+
+TREC = {"layers": 16, "seed": 123, "steps": 40}
 
 
 def main() -> None:
-    """Run the cells and print the table."""
-    arguments = _arguments()
-    if arguments.cell:
-        print(json.dumps(CELLS[arguments.cell](arguments)))
-        return
-    rounds: list[dict[str, dict]] = []
-    for i in range(arguments.rounds):
-        rounds.append(_round(arguments, seed=123 + i, first=rounds[0] if rounds else None))
-    page = _page(rounds, arguments)
+    """Run the cells that were not run yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--splits", type=int, default=10, help="splits for the comparison of depths; 0 leaves it out")
+    parser.add_argument("--large", action="store_true", help="memory at 1,000,000 and 10,000,000 tokens too")
+    parser.add_argument("--full", action="store_true", help="train the peers in fp32 to their end too, half an hour")
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    rounds = [_round(123 + i) for i in range(arguments.rounds)]
+    full = {"Trainer, bf16 autocast": _cell("trainer", bf16=True, seed=123, steps=-1)}
+    if arguments.full:
+        full["Trainer, fp32"] = _cell("trainer", bf16=False, seed=123, steps=-1)
+        full["the book's loop, fp32, padded to 120"] = _cell("book_loop", seed=123, steps=-1)
+    depths = [
+        {layers: _cell("split", seed=seed, layers=layers) for layers in ("all", "auto")}
+        for seed in range(1, arguments.splits + 1)
+    ]
+    large = {name: _cell("large", **size) for name, size in LARGE.items() if arguments.large}
+    page = "\n".join([*_head(arguments), *_book_table(rounds, full), *_depth_table(depths), *_trec_table(rounds)])
+    page += "\n".join(["", *_large_table(large), ""])
     print(page)
     if arguments.write:
         arguments.write.write_text(page, encoding="utf-8")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--full", action="store_true", help="train the Trainer's five epochs in full, once")
-    parser.add_argument("--write", type=Path)
-    parser.add_argument("--cell", choices=sorted(CELLS), help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=123, help=argparse.SUPPRESS)
-    parser.add_argument("--steps", type=int, default=STEADY, help=argparse.SUPPRESS)
-    parser.add_argument("--emulated", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+def _cell(name: str, **arguments: Any) -> dict[str, Any]:
+    return cell(__file__, name, **arguments)
 
 
-def _round(arguments: argparse.Namespace, *, seed: int, first: dict[str, dict] | None) -> dict[str, dict]:
-    from tagsmith.model.packing import processor_has_bf16
-
-    emulated = not processor_has_bf16()
-    cells = {name: _run(name, seed=seed) for name in ("book", "trainer_fp32")}
-    if first is not None and emulated:
-        cells = {**first, **cells}
-    else:
-        cells["trainer"] = _run("trainer", seed=seed, steps=EMULATED if emulated else STEADY)
-        cells |= {
-            name: _run(name, seed=seed, emulated=emulated) for name in ("book_reference", "demo_reference", "demo")
-        }
-    if arguments.full and seed == 123:
-        cells["trainer_full"] = _run("trainer_fp32" if emulated else "trainer", seed=seed, steps=-1)
-    for name, values in cells.items():
-        print(f"seed {seed}, {name}: {json.dumps(values)}", file=sys.stderr, flush=True)
-    return cells
-
-
-def _run(cell: str, *, seed: int, steps: int = STEADY, emulated: bool = False) -> dict:
-    words = [sys.executable, __file__, "--cell", cell, "--seed", str(seed), "--steps", str(steps)]
-    words += ["--emulated"] if emulated else []
-    finished = subprocess.run(words, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        sys.exit(f"The cell {cell} failed:\n{finished.stderr[-3000:]}")
-    return json.loads(finished.stdout.strip().splitlines()[-1])
+def _round(seed: int) -> dict[str, dict[str, Any]]:
+    ours = {
+        "all": _cell("book", seed=seed, layers="all"),
+        "auto": _cell("book", seed=seed, layers="auto"),
+        "seeds": _cell("book", seed=seed, layers="all", seeds=3),
+        "reference": _cell("book_reference", seed=seed),
+    }
+    theirs = {
+        "bf16": _cell("trainer", bf16=True, seed=seed, steps=40),
+        "fp32": _cell("trainer", bf16=False, seed=seed, steps=30),
+        "loop": _cell("book_loop", seed=seed, steps=30),
+    }
+    trec = {}
+    for method in ("full", "lora"):
+        trec[f"trec_{method}"] = _cell("trec", **{**TREC, "seed": seed}, method=method)
+        trec[f"trec_{method}_trainer"] = _cell("trainer_trec", **{**TREC, "seed": seed}, method=method)
+    return ours | theirs | trec
 
 
-def _page(rounds: list[dict[str, dict]], arguments: argparse.Namespace) -> str:
-    def median(values: list[float]) -> str:
-        return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+# ---- the page
 
-    steps = -(-len(_rows("train")) // BATCH) * EPOCHS
-    trainer, plain = (
-        [cells[name]["seconds_per_step"] * steps for cells in rounds] for name in ("trainer", "trainer_fp32")
-    )
-    ours = [cells["book"]["seconds"] for cells in rounds]
-    lines = [
-        "# Speed: the book's recipe and the demo",
+
+def _head(arguments: argparse.Namespace) -> list[str]:
+    options = f"--rounds {arguments.rounds} --splits {arguments.splits}"
+    options += "".join(f" --{name}" for name in ("large", "full") if getattr(arguments, name))
+    return [
+        "# Speed and memory of tuning",
         "",
-        f"Command: `python benchmarks/speed.py --rounds {arguments.rounds}{' --full' if arguments.full else ''}`.",
-        f"Machine: {_machine()}. Date: {datetime.now(UTC):%Y-%m-%d}. Seeds: {123} to {122 + len(rounds)}.",
-        "Medians over rounds, smallest and largest in brackets; times in seconds. Imports are not counted on any side.",
-        *_emulation(),
+        f"Command: `python benchmarks/speed.py {options}`.",
+        f"Machine: {machine()}. Date: {datetime.now(UTC):%Y-%m-%d}. First seed: 123.",
+        "Medians over rounds, smallest and largest in brackets; times in seconds; imports are not counted on any side.",
+        "",
+    ]
+
+
+def _spread(values: Sequence[float], digits: int = 2) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _book_table(rounds: list[dict[str, dict[str, Any]]], full: Mapping[str, Mapping[str, float]]) -> list[str]:
+    def each(value: Callable[[dict[str, Any]], float]) -> str:
+        return _spread([value(cells) for cells in rounds])
+
+    def peer(name: str) -> Callable[[dict[str, Any]], float]:
+        return lambda cells: cells[name]["seconds_per_step"] * BOOK_STEPS
+
+    lines = [
+        "## The book's recipe",
+        "",
+        "SmolLM2-135M on the book's SMS split (1,045 / 149 / 300 rows): last block, final norm and head learn, five",
+        "epochs, 8 rows a step. The Trainer pads each batch to its longest text; it keeps dropout (none here).",
+        "",
+        "| what | seconds | Tagsmith is faster by | with the depth chosen by probes |",
+        "|---|---|---|---|",
+    ]
+    for name, title in (
+        ("bf16", "Trainer, bf16 autocast"),
+        ("fp32", "Trainer, fp32"),
+        ("loop", "the book's loop, fp32, padded to 120"),
+    ):
+        ratios = [each(lambda c, n=name, o=ours: peer(n)(c) / c[o]["seconds"]) for ours in ("all", "auto")]
+        lines.append(f"| {title}, {BOOK_STEPS} steps | {each(peer(name))} | {ratios[0]} | {ratios[1]} |")
+    lines += [
+        f"| Tagsmith, 30 blocks | {each(lambda c: c['all']['seconds'])} | | |",
+        f"| Tagsmith, `layers=auto` | {each(lambda c: c['auto']['seconds'])} | | |",
         "",
         "| what | value |",
         "|---|---|",
-        f"| Hugging Face's Trainer, bf16 autocast, {steps} steps (training alone) | {median(trainer)} |",
-        f"| the same in fp32 | {median(plain)} |",
-        *(_full_line(cells["trainer_full"]) for cells in rounds if "trainer_full" in cells),
-        f"| Tagsmith, from reading to saved bundle with report | {median(ours)} |",
-        f"| **ratio** to bf16 autocast | {median([t / s for t, s in zip(trainer, ours, strict=True)])} |",
-        f"| ratio to fp32 | {median([t / s for t, s in zip(plain, ours, strict=True)])} |",
-        f"| test accuracy, % | {median([100 * c['book']['accuracy'] for c in rounds])} |",
-        f"| its mean over seeds, % | {statistics.mean([100 * c['book']['accuracy'] for c in rounds]):.2f} |",
-        f"| TF-IDF on the same rows, % | {median([100 * c['book']['tfidf'] for c in rounds])} |",
-        f"| in reference passes | {median([_passes(c, 'book') for c in rounds])} |",
-        f"| peak memory, GiB | {median([c['book']['peak_gib'] for c in rounds])} |",
-        "| | |",
-        f"| `make demo`, from reading to saved bundle with report | {median([c['demo']['seconds'] for c in rounds])} |",
-        f"| reference pass over its texts | {median([c['demo_reference']['seconds'] for c in rounds])} |",
-        f"| **in reference passes** | {median([_passes(c, 'demo') for c in rounds])} |",
-        f"| test accuracy, % | {median([100 * c['demo']['accuracy'] for c in rounds])} |",
-        f"| TF-IDF on the same rows, % | {median([100 * c['demo']['tfidf'] for c in rounds])} |",
-        f"| peak memory, GiB | {median([c['demo']['peak_gib'] for c in rounds])} |",
+        f"| 30 blocks, in reference passes | {each(lambda c: c['all']['seconds'] / c['reference']['seconds'])} |",
+        f"| a further seed, share of the first run | {each(_further_seed)} |",
+        f"| test accuracy, %, 30 blocks | {each(lambda c: 100 * c['all']['accuracy'])} |",
+        f"| test accuracy, %, depth chosen | {each(lambda c: 100 * c['auto']['accuracy'])} |",
+        f"| blocks chosen | {', '.join(str(c['auto']['layers']) for c in rounds)} |",
+        f"| TF-IDF, % | {each(lambda c: 100 * c['all']['tfidf'])} |",
+        f"| peak memory, GiB | {each(lambda c: c['all']['peak_gib'])} |",
+        *(
+            [f"| padding computed, % | {each(lambda c: 100 * c['all']['padding'])} |"]
+            if all(np.isfinite(c["all"]["padding"]) for c in rounds)
+            else []
+        ),
         "",
-        f"Stages of the book's recipe, seconds: {_stages(rounds, 'book')}.",
-        f"Stages of the demo, seconds: {_stages(rounds, 'demo')}.",
+        f"Stages with 30 blocks: {_stages(rounds, 'all')}; with the depth chosen: {_stages(rounds, 'auto')}.",
+        "",
+        "Peers run in full, once: "
+        + "; ".join(
+            f"{name} {values['seconds']:.0f} s, test accuracy {100 * values['accuracy']:.2f} %"
+            for name, values in full.items()
+        )
+        + ".",
         "",
     ]
-    return "\n".join(lines)
+    return lines
 
 
-def _emulation() -> list[str]:
-    from tagsmith.model.packing import processor_has_bf16
-
-    if processor_has_bf16():
-        return []
-    return [
-        "This processor has no bf16 of its own: the Trainer under bf16 autocast and the reference pass are emulated",
-        f"and many times slower. They are scaled from {EMULATED} steps and {SOME_BATCHES} batches, and with the demo",
-        "they were measured once. The ratio to fp32 is the one that says something here.",
-    ]
+def _further_seed(cells: Mapping[str, Mapping[str, Any]]) -> float:
+    return (cells["seeds"]["seconds"] - cells["all"]["seconds"]) / 2 / cells["all"]["seconds"]
 
 
-def _passes(cells: dict[str, dict], name: str) -> float:
-    return cells[name]["seconds"] / cells[f"{name}_reference"]["seconds"]
-
-
-def _full_line(cell: dict) -> str:
-    return f"| the same, run in full (seed 123) | {cell['seconds']:.1f}; test accuracy {100 * cell['accuracy']:.2f} % |"
-
-
-def _stages(rounds: list[dict[str, dict]], cell: str) -> str:
-    timings = [cells[cell]["timing"] for cells in rounds]
+def _stages(rounds: list[dict[str, dict[str, Any]]], name: str) -> str:
+    timings = [cells[name]["timing"] for cells in rounds]
     return ", ".join(f"{stage} {statistics.median([t[stage] for t in timings]):.1f}" for stage in timings[0])
 
 
-def _machine() -> str:
-    import torch
+def _depth_table(depths: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    if not depths:
+        return []
+    lost = np.array([100 * (each["auto"]["accuracy"] - each["all"]["accuracy"]) for each in depths])
+    error = 1.833 * lost.std(ddof=1) / np.sqrt(len(lost)) if len(lost) == 10 else float("nan")
+    return [
+        "## Is the chosen depth as good?",
+        "",
+        f"The same rows in {len(depths)} splits that keep near duplicates together; test accuracy in %.",
+        "",
+        "| seed | 30 blocks | depth chosen | blocks |",
+        "|---|---|---|---|",
+        *(
+            f"| {seed} | {100 * each['all']['accuracy']:.2f} | {100 * each['auto']['accuracy']:.2f} "
+            f"| {each['auto']['layers']} |"
+            for seed, each in enumerate(depths, start=1)
+        ),
+        "",
+        f"Mean difference {lost.mean():+.2f} points, lower one-sided 95 % bound (paired t) {lost.mean() - error:+.2f}.",
+        "",
+    ]
 
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    return f"{name or platform.processor()}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
+
+def _trec_table(rounds: list[dict[str, dict[str, Any]]]) -> list[str]:
+    lines = [
+        "## All blocks learn",
+        "",
+        "TREC-6, the lowest 16 blocks of SmolLM2-135M, 16 rows a step, bf16, embeddings frozen on both sides; tokens",
+        "of texts (padding does not count) per second over steady steps.",
+        "",
+        "| method | Tagsmith | Trainer | ratio |",
+        "|---|---|---|---|",
+    ]
+    for method, title in (("full", "all weights of the blocks"), ("lora", "LoRA, rank 16, all linear layers")):
+        ours, theirs = (
+            [c[name]["tokens_per_second"] for c in rounds] for name in (f"trec_{method}", f"trec_{method}_trainer")
+        )
+        trained = {c[name]["trained"] for c in rounds for name in (f"trec_{method}", f"trec_{method}_trainer")}
+        ratio = _spread([a / b for a, b in zip(ours, theirs, strict=True)])
+        lines.append(
+            f"| {title} ({' / '.join(f'{n:,}' for n in sorted(trained))} weights) "
+            f"| {_spread(ours, 0)} | {_spread(theirs, 0)} | **{ratio}** |"
+        )
+    return [*lines, ""]
+
+
+def _large_table(large: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not large:
+        return []
+    return [
+        "## Memory",
+        "",
+        "| what | tokens | peak memory, GiB | disk for states, GiB | seconds |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {each['tokens']:,} | {each['peak_gib']:.2f} | {each['disk_gib']:.2f} | {each['seconds']:.0f} |"
+            for name, each in large.items()
+        ),
+    ]
 
 
 # ---- cells
 
 
-def _book(arguments: argparse.Namespace) -> dict:
+def _book(*, seed: int, layers: str, seeds: int = 1) -> dict[str, Any]:
     from tagsmith.config import Config, settings_of
 
-    changes = {"data": {"text": "Text", "label": "Label", "split": "group"}, "model": {"backbone": BACKBONE}}
-    config = Config.of(settings_of("book")).with_settings(changes | {"seed": arguments.seed})
-    train, validation, test = (BOOK / f"{part}.csv" for part in ("train", "validation", "test"))
-    return _tagsmith(config, train, validation=validation, test=test)
+    changes = {
+        "data": {"text": "Text", "label": "Label", "split": "group"},
+        "model": {"backbone": peers.BACKBONE, "layers": layers},
+        "tuning": {"seeds": seeds},
+        "seed": seed,
+    }
+    config = Config.of(settings_of("book")).with_settings(changes)
+    folder = peers.DATA / "sms_spam" / "book_split"
+    train, validation, test = (folder / f"{part}.csv" for part in ("train", "validation", "test"))
+    return _trained(config, train, validation=validation, test=test)
 
 
-def _demo(arguments: argparse.Namespace) -> dict:
-    from tagsmith.config import Config
+def _split(*, seed: int, layers: str) -> dict[str, Any]:
+    from tagsmith.config import Config, settings_of
 
-    return _tagsmith(Config(seed=arguments.seed), "sms-spam")
+    rows = [row for part in ("train", "validation", "test") for row in peers.book_rows(part)]
+    changes = {"data": {"split": "group"}, "model": {"backbone": peers.BACKBONE, "layers": layers}, "seed": seed}
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "rows.jsonl"
+        table.write_text("".join(json.dumps({"text": text, "label": str(label)}) + "\n" for text, label in rows))
+        return _trained(Config.of(settings_of("book")).with_settings(changes), table)
 
 
-def _tagsmith(config: Config, source: str | Path, *, validation: Path | None = None, test: Path | None = None) -> dict:
+def _trained(config: Any, source: Path, *, validation: Path | None = None, test: Path | None = None) -> dict[str, Any]:
     import tagsmith
     from tagsmith.assets import cache_folder
 
@@ -207,151 +272,107 @@ def _tagsmith(config: Config, source: str | Path, *, validation: Path | None = N
     return {
         "seconds": seconds - timing["imports"],
         "timing": timing,
+        "layers": report["model"]["layers"],
         "accuracy": report["test"]["accuracy"]["value"],
         "tfidf": report["baselines"]["tfidf"]["accuracy"]["value"],
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "padding": report["data"]["padding"]["share"],
+        "peak_gib": peak_gib(),
     }
 
 
-def _book_reference(arguments: argparse.Namespace) -> dict:
-    texts = [row["Text"] for part in ("train", "validation", "test") for row in _rows(part)]
-    return _reference(texts, emulated=arguments.emulated)
+def _book_reference(*, seed: int) -> dict[str, Any]:
+    del seed  # a pass draws nothing; the number names the round
+    return peers.reference_pass([text for part in ("train", "validation", "test") for text, _ in peers.book_rows(part)])
 
 
-def _demo_reference(arguments: argparse.Namespace) -> dict:
-    from tagsmith.assets import dataset_file
-    from tagsmith.data.readers import read
+def _trec(*, layers: int, method: str, seed: int, steps: int) -> dict[str, Any]:
+    """Steady steps of Tagsmith's loop on the rows, blocks and weights of the Trainer's cell."""
+    from tagsmith.config import Config
+    from tagsmith.data.batching import training_steps
+    from tagsmith.labels import Labels
+    from tagsmith.model.classifier import build
+    from tagsmith.model.packing import keep_freed_memory
+    from tagsmith.tuning.learner import Part
+    from tagsmith.tuning.loop import Loop
 
-    return _reference(read(dataset_file("sms-spam").path).texts, emulated=arguments.emulated)
-
-
-def _reference(texts: list[str], *, emulated: bool) -> dict:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = _folder()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    trunk = AutoModel.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-    ids = sorted((tokenizer(text)["input_ids"] for text in texts), key=len)
-    batches = _batches(ids, budget=2048)
-    apart = max(1, len(batches) // SOME_BATCHES)
-    some = batches[apart // 2 :: apart] if emulated else batches
-    started = time.perf_counter()
-    with torch.inference_mode():
-        for batch in some:
-            padded = torch.zeros(len(batch), len(batch[-1]), dtype=torch.long)
-            mask = torch.zeros_like(padded)
-            for i, row in enumerate(batch):
-                padded[i, : len(row)] = torch.tensor(row)
-                mask[i, : len(row)] = 1
-            trunk(input_ids=padded, attention_mask=mask, use_cache=False)
-    tokens, computed = (sum(len(row) for batch in each for row in batch) for each in (batches, some))
-    return {"seconds": (time.perf_counter() - started) * tokens / computed, "tokens": tokens}
-
-
-def _batches(ids: list[list[int]], *, budget: int) -> list[list[list[int]]]:
-    batches: list[list[list[int]]] = [[]]
-    for row in ids:
-        if batches[-1] and (len(batches[-1]) + 1) * len(row) > budget:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
+    keep_freed_memory()
+    tuning = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-4, "head_learning_rate": None, "cache_gib": 0}
+    tuning |= {"method": "lora"} if method == "lora" else {"method": "last_layers", "blocks": layers}
+    config = Config.of({"model": {"layers": layers}, "tuning": tuning, "seed": seed})
+    rows = peers.trec_rows("train")
+    labels = Labels.of([str(label) for label in range(6)])
+    classifier = build(peers.folder_of(), config.model, labels=labels, layers=layers, seed=seed)
+    tokens, truth = classifier.encoder.encode([text for text, _ in rows]), np.array([label for _, label in rows])
+    parts = {"train": Part(tokens, truth), "validation": Part(tokens.of_texts(np.arange(8)), truth[:8])}
+    loop = Loop(classifier, parts, config, metric=lambda *_: 0.0)
+    planned = training_steps(tokens.sizes, rows_per_step=16, seed=seed, epoch=0)
+    counts, times = [int(tokens.sizes[rows].sum()) for rows in planned], []
+    for event in loop.events():
+        if event.name == "step":
+            times.append(time.perf_counter())
+        if len(times) == steps:
+            break
+    return {
+        "tokens_per_second": sum(counts[6:steps]) / (times[-1] - times[5]),
+        "seconds_per_step": float(np.diff(times[5:]).mean()),
+        "trained": sum(weight.numel() for weight in classifier.parameters() if weight.requires_grad),
+        "peak_gib": peak_gib(),
+    }
 
 
-def _trainer_fp32(arguments: argparse.Namespace) -> dict:
-    return _trainer(arguments, bf16=False)
+LARGE = {
+    "8 blocks, the last two learn": {"millions": 1, "layers": 8, "blocks": 2},
+    "2 blocks, the last one learns": {"millions": 10, "layers": 2, "blocks": 1},
+}
 
 
-def _trainer(arguments: argparse.Namespace, *, bf16: bool = True) -> dict:
-    import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+def _large(*, millions: int, layers: int, blocks: int) -> dict[str, Any]:
+    """One epoch over texts of random tokens, 128 each."""
+    from tagsmith.config import Config
+    from tagsmith.data.encoding import Tokens
+    from tagsmith.labels import Labels
+    from tagsmith.model.classifier import build
+    from tagsmith.model.packing import keep_freed_memory
+    from tagsmith.tuning.learner import Part
+    from tagsmith.tuning.loop import tune
 
-    folder = _folder()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
-    model.requires_grad_(False)
-    for part in (model.model.layers[-1], model.model.norm, model.score):
-        part.requires_grad_(True)
+    keep_freed_memory()
+    tuning = {"method": "last_layers", "blocks": blocks, "epochs": 1, "evaluations_per_epoch": 1, "cache_gib": 0}
+    config = Config.of({"model": {"layers": layers}, "tuning": tuning})
+    classifier = build(peers.folder_of(), config.model, labels=Labels.of(["a", "b"]), layers=layers, seed=1)
+    random, length = np.random.default_rng(1), 128
+    count = millions * 1_000_000 // length
 
-    def encoded(part: str) -> list[dict]:
-        return [
-            {**tokenizer(row["Text"], truncation=True, max_length=120), "labels": int(row["Label"])}
-            for row in _rows(part)
-        ]
-
-    class Clock(TrainerCallback):
-        times: ClassVar[list[float]] = []
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            self.times.append(time.perf_counter())
-
-    with tempfile.TemporaryDirectory() as out:
-        settings = TrainingArguments(
-            out,
-            max_steps=arguments.steps,
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=BATCH,
-            learning_rate=5e-5,
-            weight_decay=0.1,
-            lr_scheduler_type="constant",
-            bf16=bf16,
-            use_cpu=True,
-            seed=arguments.seed,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
+    def part(texts: int) -> Part:
+        ids = random.integers(20, 40_000, size=texts * length, dtype=np.int32)
+        tokens = Tokens(
+            ids=ids,
+            offsets=np.arange(texts + 1, dtype=np.int64) * length,
+            rows=np.arange(texts),
+            truncated=np.zeros(texts, dtype=bool),
         )
-        trainer = Trainer(
-            model,
-            settings,
-            train_dataset=encoded("train"),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[Clock()],
-        )
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
-        result = {"seconds": seconds, "seconds_per_step": _mean_gap(Clock.times[5:])}
-        if arguments.steps < 0:
-            answers = trainer.predict(encoded("test"))
-            result["accuracy"] = float((answers.predictions.argmax(1) == answers.label_ids).mean())
-    return result
+        return Part(tokens, (ids.reshape(texts, length)[:, -1] % 2).astype(np.int64))
 
-
-def _mean_gap(times: list[float]) -> float:
-    return (times[-1] - times[0]) / (len(times) - 1)
-
-
-def _folder() -> Path:
-    from tagsmith.assets import backbone_folder
-    from tagsmith.model.gguf import ready_folder
-
-    return ready_folder(backbone_folder(BACKBONE))
-
-
-def _rows(part: str) -> list[dict[str, str]]:
-    if not BOOK.exists():
-        sys.exit(f"The book's split is not at {BOOK}: this benchmark needs its three files.")
-    with (BOOK / f"{part}.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    parts, started = {"train": part(count), "validation": part(200)}, time.perf_counter()
+    tuned = tune(classifier, parts, config, metric=lambda *_: 0.0)
+    return {
+        "tokens": count * length,
+        "seconds": time.perf_counter() - started,
+        "peak_gib": peak_gib(),
+        "disk_gib": tuned.states["train"].hidden_TD.numel() * tuned.states["train"].hidden_TD.itemsize / 2**30,
+    }
 
 
 CELLS = {
     "book": _book,
+    "split": _split,
     "book_reference": _book_reference,
-    "demo": _demo,
-    "demo_reference": _demo_reference,
-    "trainer": _trainer,
-    "trainer_fp32": _trainer_fp32,
+    "trec": _trec,
+    "large": _large,
+    "trainer": peers.trainer_on_book,
+    "book_loop": peers.book_loop,
+    "trainer_trec": peers.trainer_on_trec,
 }
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__" and not answered(CELLS):
+    sys.exit(main())

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tagsmith import cli
+from tagsmith import cli, plugins
 from tagsmith.config import Config, load_settings
 
-VERBS = ["train", "check", "predict", "evaluate", "report", "init", "assets"]
+VERBS = ["train", "check", "predict", "evaluate", "report", "init", "assets", "plugins"]
 
 
 @pytest.fixture
@@ -120,6 +120,7 @@ def assert_one_paragraph(err):
         (["--set", "model.max_tokens=500"], "only 128 positions"),
         (["--backbone", "./nowhere"], "nowhere"),
         (["--test", "absent.csv"], "absent.csv"),
+        (["--track", "tensorbord"], "Did you mean 'tensorboard'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -270,6 +271,28 @@ def test_train_says_the_folder_on_stdout_and_nothing_else(run, here, options, to
     assert "On 48 test rows" in err
     assert (here / "reviews-tagsmith" / "MANIFEST.json").is_file()
     assert [path.name for path in here.iterdir()] == ["reviews-tagsmith"]
+
+
+def test_a_run_is_tracked_beside_its_bundle_or_where_it_is_asked_for(run, here, options, toy_csv):
+    code, out, err = run("train", toy_csv, *options, "--out", "b", "--track", "jsonl", "--track", "jsonl=mine.jsonl")
+    assert (code, out) == (0, "b\n")
+    assert "tracked by jsonl: mine.jsonl" in err
+    mine, beside = (
+        Path(name).read_text(encoding="utf-8").splitlines() for name in ("mine.jsonl", "b.log/events.jsonl")
+    )
+    assert mine == beside
+    assert json.loads(mine[0])["name"] == "settings"
+    assert json.loads(mine[-1])["name"] == "done"
+    assert sorted(path.name for path in here.iterdir()) == ["b", "b.log", "mine.jsonl"]
+
+
+def test_plugins_lists_trackers_and_what_they_lack(run, monkeypatch):
+    monkeypatch.setitem(plugins._LIBRARIES, "wandb", "no_such_library")
+    code, out, _ = run("plugins")
+    lines = {line.split("\t")[1]: line.split("\t") for line in out.splitlines()}
+    assert code == 0
+    assert lines["jsonl"] == ["tracker", "jsonl", "tagsmith", "here", "tagsmith.trackers:json_lines"]
+    assert lines["wandb"][3] == 'pip install "tagsmith[wandb]"'
 
 
 def test_seed_backbone_and_force_are_heard(run, here, options, toy_csv, gpt2_folder):

@@ -91,6 +91,13 @@ def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path):
         load_settings(tmp_path / "bad.toml")
 
 
+def test_settings_are_told_by_name_and_as_plain_values():
+    flat = Config.of({"seed": 5, "data": {"clean": "html", "merge_labels": {"spam": ["Spam"]}}}).flat()
+    assert list(flat) == [name for name, _, _ in fields()]
+    assert (flat["seed"], flat["tuning.epochs"], flat["data.text"]) == (5, 3, None)
+    assert (flat["data.clean"], flat["data.merge_labels"]) == ('["html"]', '{"spam": ["Spam"]}')
+
+
 def test_a_config_survives_its_own_json():
     config = Config.of(settings_of("book"))
     assert Config.model_validate_json(config.model_dump_json()) == config

@@ -17,12 +17,14 @@ def test_everything_goes_to_stderr(capsys, llama_bundle, report):
         console(Event("data", "read", values={"source": "x.csv", "rows": 3}))
         console(Event("data", "done", values={"train": 2, "test": 1}))
         console(Event("tuning", "note", values={"text": "a [bold] note"}))
+        console(Event("tuning", "padding", values={"share": 0.0081}))
         console.summary(report, llama_bundle)
     said = capsys.readouterr()
     assert said.out == ""
     assert "Read 3 labelled rows from x.csv." in said.err
     assert "Split: 2 train, 1 test rows." in said.err
     assert "Note: a [bold] note" in said.err
+    assert "Padding computed: 0.8%." in said.err
     assert report["verdict"]["text"] in said.err
     assert str(llama_bundle / "report.html") in said.err
 
@@ -49,6 +51,15 @@ def test_it_knows_when_steps_are_being_made(capsys):
         console(event)
         seen.append(console.tuning)
     assert seen == [False, True, False]
+
+
+def test_a_probe_is_not_called_an_epoch(capsys):
+    values = {name: 0.5 for name in ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")}
+    for step in (0, 3):
+        Console()(Event("tuning", "evaluated", step, 9, values))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("Probe: train loss 0.500")
+    assert second.startswith("Epoch 0.50: train loss 0.500")
 
 
 def test_an_event_that_it_does_not_know_is_passed_over(capsys):

@@ -174,7 +174,7 @@ def _located(asset: Asset, copy: Copy, folder: Path, *, origin: Origin) -> Locat
 def _verified_folder(path: Path, *, name: str, listen: Listener) -> Located:
     if name in ASSETS:
         note = f"The local folder '{path}' is used, not the known backbone '{name}'."
-        listen(Event("assets", "note", values={"name": name, "text": note}))
+        listen(Event("assets", "note", values={"asset": name, "text": note}))
     return Located(path, name, sha256(path) if path.is_file() else _weights_sha256(path), "folder")
 
 
@@ -205,7 +205,7 @@ def _locate(asset: Asset, *, listen: Listener) -> Located:
             return fetch()
         except _NotHadError as reason:
             tried.append(f"{place}: {reason}")
-            listen(Event("assets", "note", values={"name": asset.name, "text": f"{place}: {reason}."}))
+            listen(Event("assets", "note", values={"asset": asset.name, "text": f"{place}: {reason}."}))
     raise AssetError(_not_had(asset, tried))
 
 
@@ -312,7 +312,7 @@ def _wait(busy: Callable[[], bool], tick: Callable[[], None]) -> None:
 
 def _report(asset: Asset, size: int, *, total: int | None, listen: Listener) -> None:
     step = size if total is None else min(size, total)
-    listen(Event("assets", "progress", step=step, total=total, values={"name": asset.name}))
+    listen(Event("assets", "progress", step=step, total=total, values={"asset": asset.name}))
 
 
 def _size(*folders: Path) -> int:

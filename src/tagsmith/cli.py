@@ -59,6 +59,13 @@ def train(
     earlier: Annotated[
         str | None, typer.Option("--from", metavar="BUNDLE", help="An earlier bundle, whose rows keep their part.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WHERE]",
+            help="Have a tracker follow the run: jsonl, tensorboard, mlflow, wandb, or one of `tagsmith plugins`.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
 ) -> None:
@@ -66,10 +73,17 @@ def train(
     from tagsmith.console import Console
     from tagsmith.naming import default_out
     from tagsmith.pipeline import train as run
+    from tagsmith.trackers import Trackers
+    from tagsmith.tuning.parallel import launched
 
     chosen = _config(preset, config, settings, backbone=backbone, seed=seed, query=query, earlier=earlier)
     folder = out or default_out(source, resume=resume)
-    with Console() as console, _stoppable(console) as stop:
+    speaks = launched().is_first  # of several processes one does
+    with (
+        Console() as console,
+        _stoppable(console) as stop,
+        Trackers.of((track or ()) if speaks else (), out=folder, resume=resume, first=console) as listen,
+    ):
         try:
             bundle = run(
                 source,
@@ -80,7 +94,7 @@ def train(
                 force=force,
                 resume=resume,
                 stop=stop,
-                listen=console,
+                listen=listen,
             )
         except KeyboardInterrupt:
             raise SystemExit(_interrupted(_left_by_interrupt(folder))) from None
@@ -88,8 +102,9 @@ def train(
             if error.exit_code == _INTERRUPTED:
                 raise SystemExit(_interrupted(f"{error} To go on: {_again(folder)}")) from None
             raise
-    console.summary(bundle.report, folder)
-    print(folder)
+    if speaks:
+        console.summary(bundle.report, folder)
+        print(folder)
 
 
 @app.command()
@@ -148,6 +163,7 @@ def predict(
     text: Annotated[str | None, typer.Option(help="The column of --file that holds the text, or a template.")] = None,
     query: Query = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a text, with all probabilities.")] = False,
+    device: Annotated[str, typer.Option(help="Where it is computed: cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
 ) -> None:
     """Label texts, or the rows of a file."""
@@ -164,12 +180,14 @@ def predict(
 
         refuse_existing(out, force=force)
         with Console() as console:
-            rows = score(load(bundle), file, out=out, text=text, query=query, force=force, listen=console)
+            rows = score(
+                load(bundle, device=device), file, out=out, text=text, query=query, force=force, listen=console
+            )
         typer.echo(f"{rows} rows labelled.", err=True)
         print(out)
         return
     lines = [line.rstrip("\r\n") for line in sys.stdin] if texts == ["-"] else texts or []
-    loaded = load(bundle)
+    loaded = load(bundle, device=device)
     for line, answer in zip(lines, loaded.answer(lines), strict=True):
         print(_as_json(line, answer, loaded) if as_json else _as_line(line, answer, loaded))
 
@@ -245,6 +263,16 @@ def assets() -> None:
     for name, asset in ASSETS.items():
         here = "here" if cached(name) else "-"
         print(f"{name}\t{asset.kind}\t{here}\t{asset.licence}\t{asset.description}")
+
+
+@app.command()
+def plugins() -> None:
+    """List the parts that have a choice, where each comes from, and what it lacks."""
+    from tagsmith.plugins import available
+
+    for each in available():
+        state = f'pip install "tagsmith[{each.lacks}]"' if each.lacks else "here"
+        print(f"{each.kind}\t{each.name}\t{each.package}\t{state}\t{each.target}")
 
 
 def main() -> None:

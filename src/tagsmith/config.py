@@ -6,6 +6,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -110,6 +111,9 @@ class ModelConfig(Section):
     `auto` finds one by probes and short tunings on the validation rows."""
     pooling: Literal["auto", "last", "mean", "first"] = "auto"
     """Which token's state the head sees: the last real one, the mean, or the first; `auto` fits the family."""
+    causal_mask: bool = True
+    """Whether tokens of a decoder see only what comes before them, as in its pretraining; `false` lets each see the
+    whole text, and takes the mean of all with `pooling = "auto"`."""
     head: Literal["linear", "mlp"] = "linear"
     """The classification head: one matrix without bias, or one hidden layer."""
     max_tokens: int = Field(256, ge=4)
@@ -134,6 +138,8 @@ class TuningConfig(Section):
     """Linear layers that get an adapter, by their last names such as q_proj, or `all`."""
     lora_dora: bool = False
     """Learn length and direction of each weight apart (DoRA)."""
+    lora_bits: Literal[4, 32] = 32
+    """Bits of the frozen weights under adapters: 4 is QLoRA, which needs the library bitsandbytes."""
     start: Literal["random", "probe"] = "random"
     """What a linear head begins as: small random weights, or a probe fitted on the frozen backbone (LP-FT); with
     `method = "head"` the probe is all there is to fit."""
@@ -167,10 +173,28 @@ class TuningConfig(Section):
     """Evaluations without a better validation score after which tuning stops."""
     evaluations_per_epoch: int = Field(2, ge=1)
     """How often the validation rows are scored within an epoch."""
+    average: Literal["none", "ema", "best"] = "none"
+    """What competes with the best step on the validation rows: nothing, a moving average of the weights over all steps
+    (`ema`), or the mean of the weights at the `best` evaluations."""
+    average_of: int = Field(3, ge=2)
+    """Of how many evaluations, with `best`."""
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """How much the moving average keeps of itself at each step, with `ema`."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of tuned blocks a second time in the backward pass instead of keeping them: less memory,
+    about a third more time, the same gradients."""
+    seeds: int = Field(1, ge=1)
+    """How many tunings from as many seeds, on the same splits and the same kept states; the first is the one that is
+    saved, and the report says mean and spread of all."""
     cache_gib: float = Field(2.0, ge=0)
     """Disk that states of frozen blocks may take in the cache, for later runs on the same texts; 0 keeps none."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of frozen blocks; `auto` is bf16 where the processor has it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of frozen blocks and of products in tuning; `auto` is bf16 where the device has it in hardware, fp16
+    (its gradients scaled) on a GPU that has not, else fp32."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """Where tuning and its scores are computed: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is CUDA where it is there."""
+    compile: bool = False
+    """Compile the blocks that learn (torch.compile): minutes at the start, faster steps on a GPU afterwards."""
 
 
 class EvaluationConfig(Section):
@@ -215,6 +239,12 @@ class Config(Section):
     def with_settings(self, settings: Mapping[str, Any]) -> Config:
         """A copy with nested `settings` laid over it."""
         return Config.of(_merge(self.model_dump(), settings))
+
+    def flat(self) -> dict[str, str | int | float | bool | None]:
+        """Each setting by its name, `section.key`; lists and tables as JSON."""
+        values = {name: reduce(getattr, name.split("."), self) for name, _, _ in fields()}
+        plain = (str, int, float, bool, type(None))
+        return {name: value if isinstance(value, plain) else json.dumps(value) for name, value in values.items()}
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -69,6 +69,8 @@ class Console:
             rows.add_row(name, *(_percent(scores[key]) for key in shares.values()), _plain(scores["log_loss"]))
         console.print(f"\nOn {report['test']['n']} test rows (with 95 % intervals):")
         console.print(rows)
+        if report.get("spread"):
+            console.print(_spread(report, shares))
         for note in report.get("notes", ()):
             console.print(escape(f"Note: {note}"))
         console.print(f"\n[bold]{escape(report['verdict']['text'])}[/bold]")
@@ -113,7 +115,7 @@ class Console:
 
     def _on_assets_progress(self, event: Event) -> None:
         size = f"{(event.step or 0) / 2**20:.0f} of {(event.total or 0) / 2**20:.0f} MiB"
-        self._bar(f"Fetching {event.values.get('name', '')}", event, detail=size)
+        self._bar(f"Fetching {event.values.get('asset', '')}", event, detail=size)
 
     def _on_data_read(self, event: Event) -> None:
         self.say(f"Read {event.values['rows']} labelled rows from {event.values['source']}.")
@@ -136,15 +138,26 @@ class Console:
     def _on_model_frozen(self, event: Event) -> None:
         self._bar("Frozen blocks, once", event, detail=f"{event.step} of {event.total} texts")
 
+    def _on_tuning_forecast(self, event: Event) -> None:
+        self.say(f"{event.values['text']}")
+
     def _on_tuning_step(self, event: Event) -> None:
         values = event.values
-        self._bar("Tuning", event, detail=f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.0%}")
+        name = f"Seed {values['seed']}" if "seed" in values else "Tuning"
+        self._bar(name, event, detail=f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.0%}")
+
+    def _on_tuning_padding(self, event: Event) -> None:
+        self.say(f"Padding computed: {event.values['share']:.1%}.")
+
+    def _on_tuning_trial(self, event: Event) -> None:
+        self._bar(f"Trying {event.values['layers']} blocks", event, detail=f"loss {event.values['loss']:.3f}")
 
     def _on_tuning_evaluated(self, event: Event) -> None:
         values = event.values
+        when = f"Epoch {values['epoch']:.2f}" if event.step else "Probe"
+        when = f"Seed {values['seed']}, {when.lower()}" if "seed" in values else when
         self.say(
-            f"Epoch {values['epoch']:.2f}: "
-            f"train loss {values['train_loss']:.3f}, accuracy {values['train_accuracy']:.1%}; "
+            f"{when}: train loss {values['train_loss']:.3f}, accuracy {values['train_accuracy']:.1%}; "
             f"validation loss {values['validation_loss']:.3f}, accuracy {values['validation_accuracy']:.1%}"
         )
 
@@ -161,6 +174,17 @@ class Console:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=event.total, detail=detail)
         self._progress.update(self._tasks[name], completed=event.step or 0, total=event.total, detail=detail)
+
+
+def _spread(report: Mapping[str, Any], shares: Mapping[str, str]) -> str:
+    """Mean and standard deviation over seeds in one line."""
+    spread = report["spread"]
+    parts = [
+        f"{title} {100 * spread[key]['mean']:.2f} % ± {100 * spread[key]['standard_deviation']:.2f}"
+        for title, key in shares.items()
+    ]
+    parts.append(f"log loss {spread['log_loss']['mean']:.3f} ± {spread['log_loss']['standard_deviation']:.3f}")
+    return f"Over {len(report['seeds'])} seeds (mean ± standard deviation): {', '.join(parts)}."
 
 
 def _percent(measure: Mapping[str, float | None]) -> str:

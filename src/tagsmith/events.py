@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +51,13 @@ class JsonLines:
     """A listener that appends each event to a file as one line of JSON; use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.place = path, str(path)
 
     def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
+        if _is_torn(self.path):
+            self._file.write("\n")
         return self
 
     def __exit__(
@@ -63,5 +68,20 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         """Write the event and flush, so that a killed run leaves whole lines."""
         line: dict[str, Any] = {"stage": event.stage, "name": event.name, "step": event.step, "total": event.total}
-        self._file.write(json.dumps(line | dict(event.values), ensure_ascii=False) + "\n")
+        line |= {name: _plain(value) for name, value in event.values.items()}
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file ends within a line: a run was killed, or the disk was full."""
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+def _plain(value: Value) -> Value:
+    """JSON has no NaN: a number that is not finite is None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tagsmith.evaluation.report import Report
     from tagsmith.model.classifier import Classifier, Scorer
     from tagsmith.model.lexical import Lexical
+    from tagsmith.tuning.loop import Tuned
 
 
 def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> tuple[Report, np.ndarray]:
@@ -31,9 +32,10 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         raise DataError("No rows are left to test on. Expected a few dozen rows or more; add rows, or give --test.")
     _fit_baselines(bundle, prepared, result, run)
     run.listen(Event("evaluation", "test", values={"rows": len(table)}))
-    logits_NC, before_NC = _test_logits(bundle.engine.scorer, result)
+    logits_NC, before_NC, *further_NC = _test_logits(bundle.engine.scorer, result)
     calibration = bundle.engine.classifier.calibration
     probs_NC = calibration.probabilities(logits_NC)
+    seeds = _seeds(bundle, result, probs_NC, further_NC, seed=config.seed)
     report = build_report(
         data=data_section(
             prepared.history,
@@ -56,6 +58,8 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         leaked=prepared.leaked,
         discordance=_discordance(bundle, prepared, result, run),
         curves=result.tuned.curves,
+        seeds=seeds,
+        forecast=None if run.forecast is None else run.forecast.plan.as_dict(),
         calibration=bundle.settings["calibration"]
         | {"rows": len(result.parts["calibration"].truth)}
         | _about_thresholds(bundle, result),
@@ -65,6 +69,7 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         resamples=config.evaluation.resamples,
         seed=config.seed,
     )
+    run.listen(Event("evaluation", "scores", values=report.headline()))
     return report, probs_NC
 
 
@@ -147,24 +152,50 @@ def _discordance(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
     return float((llm != tfidf).mean())
 
 
-def _test_logits(scorer: Scorer, result: Result) -> tuple[np.ndarray, np.ndarray]:
-    """Logits `(N, C)` of the test rows from the saved weights, and from those before tuning.
+def _test_logits(scorer: Scorer, result: Result) -> list[np.ndarray]:
+    """Logits `(N, C)` of the test rows: from the saved weights, from those before tuning, and of each further seed.
 
-    Both start from the same pass over the blocks that tuning left alone, made with the reloaded bundle in fp32.
+    All start from the same pass over the blocks that tuning left alone, made with the reloaded bundle in fp32.
     """
     from tagsmith.model.activations import frozen_states
     from tagsmith.model.classifier import Scorer, finish_states
     from tagsmith.tuning.methods import swapped
 
     classifier, tokens, start = scorer.classifier, result.parts["test"].tokens, result.tuned.start
-    if not start:
-        after = scorer.logits(tokens)
-        with swapped(classifier, result.untuned):
-            return after, Scorer(classifier).logits(tokens)
-    states = listened(frozen_states(scorer.lowest(start), tokens), silent)
-    after = finish_states(classifier, states, start=start)
-    with swapped(classifier, result.untuned):
-        return after, finish_states(classifier, states, start=start)
+    states = listened(frozen_states(scorer.lowest(start), tokens), silent) if start else None
+
+    def answered() -> np.ndarray:
+        if states is None or not start:
+            return Scorer(classifier).logits(tokens)
+        return finish_states(classifier, states, start=start)
+
+    logits = [answered() if start else scorer.logits(tokens)]
+    for weights in (result.untuned, *(each.run.weights for each in result.further)):
+        with swapped(classifier, weights):
+            logits.append(answered())
+    return logits
+
+
+def _seeds(
+    bundle: Bundle, result: Result, probs_NC: np.ndarray, further_NC: Sequence[np.ndarray], *, seed: int
+) -> list[dict[str, Any]]:
+    """What each seed's weights say of the validation and the test rows; nothing where there was but one."""
+    from tagsmith.evaluation.spread import points
+
+    if not result.further:
+        return []
+    own = None if bundle.thresholds is None else bundle.thresholds["model"]
+    truth = result.parts["test"].truth
+    found = [_about_seed(seed, result.tuned) | {"test": points(truth, probs_NC, thresholds=own)}]
+    for each, logits_NC in zip(result.further, further_NC, strict=True):
+        thresholds_C = None if each.thresholds is None else each.thresholds.values
+        test = points(truth, each.calibration.probabilities(logits_NC), thresholds=thresholds_C)
+        found.append(_about_seed(each.run.seed, each.run.tuned) | {"test": test})
+    return found
+
+
+def _about_seed(seed: int, tuned: Tuned) -> dict[str, Any]:
+    return {"seed": seed, "best_step": tuned.best_step, **tuned.validated}
 
 
 def book_tables(bundle: Bundle, prepared: Prepared, result: Result, report: Report, run: Run) -> dict[str, Any]:
@@ -231,6 +262,7 @@ def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
         "trained_parameters": result.trained_parameters,
         "best_step": result.tuned.best_step,
         "steps": result.tuned.steps,
+        **({} if result.tuned.average is None else {"average": result.tuned.average}),
         "hugging_face": bundle.settings["hugging_face"],
         **({} if run.depth is None else {"depth": run.depth.as_dict()}),
     }

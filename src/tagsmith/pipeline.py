@@ -33,15 +33,18 @@ from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.measuring import book_tables, data_section, measure_test, mistakes
 from tagsmith.naming import Source, default_out, name_of, reproduce
-from tagsmith.run import Result, Run, labels_of, truth_of
+from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
+from tagsmith.tuning.parallel import join
 
 if TYPE_CHECKING:
     from tagsmith.data.checking import Check
     from tagsmith.data.token_lengths import TokenLengths
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.evaluation.report import Report
+    from tagsmith.evaluation.thresholds import Thresholds
     from tagsmith.model.classifier import Calibration, Classifier
-    from tagsmith.tuning.loop import Part
+    from tagsmith.tuning.learner import Part
+    from tagsmith.tuning.loop import Tuned
 
 
 def train(
@@ -76,15 +79,19 @@ def train(
     config = config or Config.of(settings_of(preset))
     folder = Path(out) if out is not None else default_out(source, resume=resume)
     refuse_existing(folder, force=force)
+    ranks = join(config.tuning.device)
+    listen = listen if ranks.is_first else silent
     run = Run(config, listen, command=reproduce(source, validation=validation, test=test, config=config))
+    listen(Event("data", "settings", values=config.flat()))
 
-    with run.timed("data"):
+    with run.timed("data"), ranks.first_alone():
         prepared = _prepare(source, validation, test, run)
         _look(prepared, run)
     with run.timed("imports"):
         _import_all()
     with run.timed("model"):
-        classifier = _build(prepared, run)
+        with ranks.first_alone():
+            classifier = _build(prepared, run)
         _choose_long_texts(classifier, prepared, run)
         _require_room(folder.parent, classifier)
     with run.timed("tuning"):
@@ -92,6 +99,11 @@ def train(
 
         checkpoint = folder.parent / f"{folder.name}.checkpoint"
         result = _tune(classifier, prepared, run, checkpoint=checkpoint, resume=resume, stop=stop)
+    if not ranks.is_first:  # the first process saves and measures
+        from tagsmith.deployment.bundle import load
+
+        ranks.wait()
+        return load(folder)
     with staging(folder, force=force) as aside:
         with run.timed("deployment"):
             bundle = _save(aside, classifier, prepared, result, run)
@@ -101,6 +113,7 @@ def train(
         plain = report.as_dict() | book_tables(bundle, prepared, result, report, run)
         _write_report(bundle, plain, probs_NC, prepared, result, run)
     drop_checkpoint(checkpoint)
+    ranks.wait()
     listen(Event("deployment", "done", values={"folder": str(folder)}))
     return replace(bundle, folder=folder, report=plain)
 
@@ -306,9 +319,10 @@ def _import_all() -> None:
     """Import what takes seconds, so that its time is stated apart."""
     for name in _HEAVY:
         import_module(name)
-    from tagsmith.model.packing import keep_freed_memory
+    from tagsmith.model.packing import keep_few_kernels, keep_freed_memory
 
     keep_freed_memory()
+    keep_few_kernels()
 
 
 _HEAVY = (
@@ -326,6 +340,7 @@ _HEAVY = (
 
 def _build(prepared: Prepared, run: Run) -> Classifier:
     from tagsmith.model.classifier import build
+    from tagsmith.model.device import choose_device
     from tagsmith.model.gguf import ready_folder
     from tagsmith.model.heads import begin_at
 
@@ -338,6 +353,7 @@ def _build(prepared: Prepared, run: Run) -> Classifier:
     labels = labels_of(prepared.splits.train)
     pairs = bool(prepared.splits.train.frame["text"].str.contains(PAIR, literal=True).any())
     classifier = build(folder, model, labels=labels, layers=layers, seed=run.config.seed, pairs=pairs)
+    classifier.to(choose_device(run.config.tuning.device))
     if labels.multi_label:
         weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
         begin_at(classifier.head, truth_of(prepared.splits.train, labels), weights_C=weights_C)
@@ -350,16 +366,15 @@ def _choose_long_texts(classifier: Classifier, prepared: Prepared, run: Run) -> 
     """With `model.long_texts = auto` the validation rows decide what is read of long texts."""
     if run.config.model.long_texts != "auto":
         return
+    from tagsmith.model.device import arithmetic, device_of
     from tagsmith.tuning.long_texts import Sample, choose_long_texts
-    from tagsmith.tuning.loop import arithmetic
 
     train, validation = (
         Sample(table.texts, truth_of(table, classifier.labels))
         for table in (prepared.splits.train, prepared.splits.validation)
     )
-    choice = choose_long_texts(
-        classifier, train, validation, dtype=arithmetic(run.config), seed=run.config.seed, listen=run.listen
-    )
+    dtype = arithmetic(run.config.tuning.precision, device_of(classifier))
+    choice = choose_long_texts(classifier, train, validation, dtype=dtype, seed=run.config.seed, listen=run.listen)
     classifier.encoder = classifier.encoder.reading(choice.policy)
     losses = ", ".join(f"{policy} {loss:.4f}" for policy, loss in choice.losses.items())
     told = f"validation log loss of a frozen probe: {losses}" if losses else "no text is longer than model.max_tokens"
@@ -395,33 +410,60 @@ def _tune(
     classifier: Classifier, prepared: Prepared, run: Run, *, checkpoint: Path, resume: bool, stop: Callable[[], bool]
 ) -> Result:
     from tagsmith.evaluation.selection import selection_metric
-    from tagsmith.evaluation.thresholds import fit_thresholds
-    from tagsmith.tuning.loop import tune
-    from tagsmith.tuning.methods import trainable
+    from tagsmith.tuning.forecast import refused_where_memory_ends
+    from tagsmith.tuning.methods import copies, swapped, trainable
+    from tagsmith.tuning.seeds import tune_seeds
 
     parts = _encode(classifier, prepared)
     _count_tokens(classifier, prepared, run)
     _choose_depth(classifier, parts, run)
+    _forecast(classifier, parts, prepared, run, output=checkpoint.parent)
     learning = list(trainable(classifier, run.config.tuning))
-    untuned = {name: weight.detach().clone() for name, weight in learning}
-    tuned = tune(
-        classifier,
-        {name: part for name, part in parts.items() if name != "test" and len(part.truth)},
-        run.config,
-        metric=selection_metric(run.config.evaluation.metric, multi_label=classifier.labels.multi_label),
-        class_weights=None if prepared.class_weights is None else classifier.labels.in_order(prepared.class_weights),
-        checkpoint=checkpoint,
-        resume=resume,
-        stop=stop,
-        listen=run.listen,
-    )
-    result = Result(parts, tuned, untuned, sum(weight.numel() for _, weight in learning))
-    classifier.calibration = _calibrate(classifier, prepared, result, run)
-    if classifier.labels.multi_label:
-        probs_NC = classifier.calibration.probabilities(result.held_out_logits(classifier))
-        result.thresholds = fit_thresholds(probs_NC, result.held_out_truth, metric=run.config.evaluation.metric)
+    untuned = copies(learning)
+    weights_C = None if prepared.class_weights is None else classifier.labels.in_order(prepared.class_weights)
+    with refused_where_memory_ends(run.forecast):
+        first, *others = tune_seeds(
+            classifier,
+            {name: part for name, part in parts.items() if name != "test" and len(part.truth)},
+            run.config,
+            untuned=untuned,
+            metric=selection_metric(run.config.evaluation.metric, multi_label=classifier.labels.multi_label),
+            class_weights=weights_C,
+            checkpoint=checkpoint,
+            resume=resume,
+            stop=stop,
+            listen=run.listen,
+        )
+    _count_padding(classifier, parts, first.tuned, run)
+    result = Result(parts, first.tuned, untuned, sum(weight.numel() for _, weight in learning))
+    classifier.calibration, result.thresholds = _fit_answers(classifier, prepared, result, run)
+    if result.thresholds is not None:
         classifier.thresholds = result.thresholds.values
+    for other in others:
+        with swapped(classifier, other.weights):
+            result.further.append(FurtherSeed(other, *_fit_answers(classifier, prepared, result, run)))
     return result
+
+
+def _count_padding(classifier: Classifier, parts: Mapping[str, Part], tuned: Tuned, run: Run) -> None:
+    from tagsmith.tuning.padding import padding_of
+
+    read = {name: part for name, part in parts.items() if name != "test" and len(part.truth)}
+    run.facts["padding"] = padding_of(classifier, read, tuned, run.config)
+    run.listen(Event("tuning", "padding", values=run.facts["padding"]))
+
+
+def _fit_answers(
+    classifier: Classifier, prepared: Prepared, result: Result, run: Run
+) -> tuple[Calibration, Thresholds | None]:
+    """What turns logits into answers: a calibration, and thresholds where a text may have several labels."""
+    from tagsmith.evaluation.thresholds import fit_thresholds
+
+    calibration = _calibrate(classifier, prepared, result, run)
+    if not classifier.labels.multi_label:
+        return calibration, None
+    probs_NC = calibration.probabilities(result.held_out_logits(classifier))
+    return calibration, fit_thresholds(probs_NC, result.held_out_truth, metric=run.config.evaluation.metric)
 
 
 def _choose_depth(classifier: Classifier, parts: Mapping[str, Part], run: Run) -> None:
@@ -432,12 +474,26 @@ def _choose_depth(classifier: Classifier, parts: Mapping[str, Part], run: Run) -
 
     run.depth = choose_depth(classifier, parts["train"], parts["validation"], run.config, listen=run.listen)
     classifier.backbone.cut(run.depth.layers)
+    classifier.pooling = run.depth.pooling
     tried = ", ".join(f"{each.layers} blocks {each.loss:.4f}" for each in run.depth.tunings)
-    run.note(f"{run.depth.layers} blocks are kept (validation log loss of short tunings: {tried}).")
+    told = f"{run.depth.layers} blocks are kept, pooling {run.depth.pooling}"
+    run.note(f"{told} (validation log loss of short tunings: {tried}).")
+
+
+def _forecast(classifier: Classifier, parts: Mapping[str, Part], prepared: Prepared, run: Run, *, output: Path) -> None:
+    """Say what the run will take, and refuse a plan that will not fit; of several processes none is measured alone."""
+    from tagsmith.tuning.forecast import make_forecast
+    from tagsmith.tuning.parallel import ranks_here
+
+    if ranks_here().count > 1:
+        return
+    letters = int(prepared.splits.train.frame["text"].str.len_chars().sum())
+    run.forecast = make_forecast(classifier, parts, run.config, letters=letters, output=output)
+    run.listen(run.forecast.event())
 
 
 def _encode(classifier: Classifier, prepared: Prepared) -> dict[str, Part]:
-    from tagsmith.tuning.loop import Part
+    from tagsmith.tuning.learner import Part
 
     parts = {}
     for name, table in prepared.splits.items():
@@ -495,6 +551,7 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
     from tagsmith.deployment.adapter import write_adapter
     from tagsmith.deployment.bundle import reload, write_classifier, write_probes
     from tagsmith.deployment.manifest import flush_meanwhile
+    from tagsmith.model.device import device_of
 
     assert run.weights is not None, "the model was built"
     recipe = {
@@ -504,12 +561,13 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
         "cleaning": list(run.config.data.clean),
         "config": run.config.model_dump(),
     }
-    write_classifier(aside, classifier, recipe=recipe)
+    device = device_of(classifier)
+    write_classifier(aside, classifier.cpu(), recipe=recipe)
     if result.tuned.adapter is not None:
         write_adapter(aside, result.tuned.adapter)
     flush_meanwhile(aside)
     prepared.remembered.write(aside)
-    bundle = reload(aside)
+    bundle = reload(aside, device=str(device))
     write_probes(aside, bundle.engine)
     return bundle
 
@@ -530,15 +588,29 @@ def _write_report(
     bundle: Bundle, report: Mapping[str, Any], probs_NC: np.ndarray, prepared: Prepared, result: Result, run: Run
 ) -> None:
     from tagsmith.deployment.bundle import write_report
+    from tagsmith.model.device import device_of, name_of
 
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "timing": {stage: round(seconds, 3) for stage, seconds in run.seconds.items()},
+        **_forecast_and_truth(bundle.folder, run),
         "environment": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
-        | _versions(),
+        | _versions()
+        | {"device": name_of(device_of(bundle.engine.classifier))},
     }
     surest = mistakes(prepared.splits.test, result.parts["test"].truth, probs_NC, bundle.engine.classifier)
     write_report(bundle.folder, report, run=facts, mistakes=surest)
+
+
+def _forecast_and_truth(folder: Path, run: Run) -> dict[str, Any]:
+    """What was forecast, and what it came to: seconds since then, the most memory, and the bytes of the bundle."""
+    from tagsmith.tuning.fitting import peak
+
+    if run.forecast is None:
+        return {}
+    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    truth = {"seconds": round(run.forecast.seconds_since, 3), "memory_bytes": peak(), "bundle_bytes": written}
+    return {"forecast": run.forecast.as_dict(), "truth": truth}
 
 
 def _version() -> str:

@@ -20,9 +20,12 @@ from tagsmith.labels import Labels
 
 if TYPE_CHECKING:
     from tagsmith.evaluation.thresholds import Thresholds
-    from tagsmith.model.classifier import Classifier
+    from tagsmith.model.classifier import Calibration, Classifier
     from tagsmith.tuning.depth import DepthChoice
-    from tagsmith.tuning.loop import Part, Tuned
+    from tagsmith.tuning.forecast import Forecast
+    from tagsmith.tuning.learner import Part
+    from tagsmith.tuning.loop import Tuned
+    from tagsmith.tuning.seeds import SeedRun
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     weights: Located | None = None
     depth: DepthChoice | None = None
+    forecast: Forecast | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -56,13 +60,17 @@ class Run:
 
 @dataclass
 class Result:
-    """A tuned classifier's parts, curves and kept activations, its weights from before, and how sets are answered."""
+    """A tuned classifier's parts, curves and kept activations, its weights from before, and how sets are answered.
+
+    `further` are the tunings from other seeds than the run's own.
+    """
 
     parts: dict[str, Part]
     tuned: Tuned
     untuned: dict[str, Any]
     trained_parameters: int
     thresholds: Thresholds | None = None
+    further: list[FurtherSeed] = field(default_factory=list)
 
     def logits(self, classifier: Classifier, name: str) -> np.ndarray:
         """Logits `(N, C)` of a part; `states` that were kept are gone on from."""
@@ -80,6 +88,15 @@ class Result:
     def held_out_truth(self) -> np.ndarray:
         """What `held_out_logits` should say."""
         return np.concatenate([self.parts[name].truth for name in HELD_OUT])
+
+
+@dataclass(frozen=True)
+class FurtherSeed:
+    """A tuning from a further seed, and what turns its logits into answers, fitted as the first one's was."""
+
+    run: SeedRun
+    calibration: Calibration
+    thresholds: Thresholds | None
 
 
 HELD_OUT = ("validation", "calibration")

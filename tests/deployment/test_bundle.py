@@ -69,6 +69,8 @@ VARIANTS = {
     "gemma3": ("gemma3_text", {}),
     "llama tail": ("llama", {"long_texts": "tail", "max_tokens": 16}),
     "llama windows": ("llama", {"long_texts": "windows", "max_tokens": 16}),
+    "llama two-sided": ("llama", {"causal_mask": False}),
+    "llama two-sided last": ("llama", {"causal_mask": False, "pooling": "last", "temperature": 1.7}),
     "bert mean": ("bert", {}),
     "bert first": ("bert", {"pooling": "first", "temperature": 2.0}),
     "modernbert": ("modernbert", {}),
@@ -122,7 +124,18 @@ def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(family, side, make_
 
 
 @pytest.mark.parametrize(
-    "variant", ["llama mean", "llama mlp", "llama offset", "llama windows", "bert mean", "bert first", "modernbert"]
+    "variant",
+    [
+        "llama mean",
+        "llama two-sided",
+        "llama two-sided last",
+        "llama mlp",
+        "llama offset",
+        "llama windows",
+        "bert mean",
+        "bert first",
+        "modernbert",
+    ],
 )
 def test_hugging_faces_pipeline_refuses_what_it_cannot_express(variant, written):
     from transformers import pipeline

@@ -55,6 +55,16 @@ def test_numbers_that_are_not_finite_become_null():
     assert json.loads(built().to_json())["model"]["loss"] is None
 
 
+def test_the_headline_has_the_main_scores_and_the_verdict():
+    report = built(before_probs=np.full((60, 3), 1 / 3))
+    told = report.headline()
+    assert [told[f"log_loss{end}"] for end in ("", "_low", "_high")] == list(report.test["log_loss"].values())
+    assert told["tfidf_accuracy"] == report.baselines["tfidf"]["accuracy"]["value"]
+    assert told["before_tuning_log_loss"] == pytest.approx(np.log(3))
+    assert (told["verdict"], told["text"]) == (report.verdict["value"], report.verdict["text"])
+    assert not [name for name in built().headline() if name.startswith("before_tuning")]
+
+
 def test_the_same_seed_gives_the_same_bytes():
     assert built().to_json() == built().to_json()
 

@@ -63,13 +63,6 @@ def test_the_budget_of_a_batch_changes_nothing(classifier, tokens_per_batch):
     )
 
 
-def test_states_can_be_padded_again(classifier):
-    states = ready(classifier, stop=1)
-    hidden_BLD, lengths = states.padded(np.array([1, 2]))
-    assert hidden_BLD.shape[1] == lengths.max()
-    assert not hidden_BLD[0, lengths[0] :].any()
-
-
 def test_states_in_a_mapped_file_are_the_same(classifier, monkeypatch):
     in_memory = ready(classifier, stop=2)
     monkeypatch.setattr(activations, "BYTES_IN_MEMORY", 0)
@@ -117,21 +110,39 @@ def test_equal_texts_are_computed_once_and_have_equal_states(classifier, monkeyp
     seen = []
     frozen = FrozenBlocks(classifier.backbone, stop=1, dtype=torch.float32)
     enter = frozen.enter
-    monkeypatch.setattr(frozen, "enter", lambda ids, lengths: (seen.append(len(ids)), enter(ids, lengths))[1])
+    monkeypatch.setattr(frozen, "enter", lambda ids, lengths: (seen.append(len(lengths)), enter(ids, lengths))[1])
     tokens = classifier.encoder.encode(["same text", "another one", "same text", "same text"])
     states = listened(frozen_states(frozen, tokens), silent)
     assert sum(seen) == 2
     for row in (2, 3):
-        assert torch.equal(states.padded(np.array([row]))[0], states.padded(np.array([0]))[0])
-    assert not torch.equal(states.padded(np.array([1]))[0][:, :1], states.padded(np.array([0]))[0][:, :1])
+        assert torch.equal(states.ragged(np.array([row]))[0], states.ragged(np.array([0]))[0])
+    assert not torch.equal(states.ragged(np.array([1]))[0][:, :1], states.ragged(np.array([0]))[0][:, :1])
 
 
-def test_a_rounded_rectangle_holds_the_same_states_and_zeros(classifier):
-    frozen = FrozenBlocks(classifier.backbone, stop=1, dtype=torch.float32)
-    tokens = classifier.encoder.encode(["one text", "a much longer text than the one before it"])
-    states = listened(frozen_states(frozen, tokens), silent)
-    plain, lengths = states.padded(np.array([0, 1]))
-    rounded, _ = states.padded(np.array([0, 1]), multiple=8)
-    assert rounded.shape[1] % 8 == 0
-    assert torch.equal(rounded[:, : int(lengths.max())], plain)
-    assert not rounded[:, int(lengths.max()) :].any()
+def test_kept_states_need_no_padding_to_be_gone_on_from(classifier):
+    states = ready(classifier, stop=1)
+    row, lengths_B = states.ragged(np.array([3, 0, 2]))
+    assert row.shape[1] == lengths_B.sum()
+    own = [states.hidden_TD[states.offsets[i] : states.offsets[i + 1]] for i in (3, 0, 2)]
+    assert torch.equal(row[0], torch.cat(own))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+@torch.no_grad()
+def test_finishing_a_row_of_kept_states_equals_the_whole_model(classifier, stop):
+    tokens, rows = classifier.encoder.encode(TEXTS), np.arange(len(TEXTS))
+    ids_BL, lengths = tokens.padded(rows)
+    whole = classifier(torch.from_numpy(ids_BL), torch.from_numpy(lengths))
+    finished = classifier.finish(*ready(classifier, stop=stop).ragged(rows), start=stop)
+    torch.testing.assert_close(finished, whole, atol=1e-5, rtol=1e-5)
+    ids, lengths = (torch.from_numpy(each) for each in tokens.ragged(rows))
+    torch.testing.assert_close(classifier(ids, lengths), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_texts_of_no_tokens_at_all_stop_nothing(make_folder):
+    config = ModelConfig(max_tokens=100)
+    classifier = build(make_folder("llama"), config, labels=Labels.of(["a", "b"]), layers=None, seed=0)
+    frozen = FrozenBlocks(classifier.backbone, stop=2, dtype=torch.float32)
+    states = listened(frozen_states(frozen, classifier.encoder.encode(["", ""])), silent)
+    assert states.hidden_TD.shape == (0, 32)
+    assert finish_states(classifier, states, start=2).shape == (2, 2)

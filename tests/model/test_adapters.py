@@ -9,7 +9,8 @@ from tagsmith.evaluation.selection import selection_metric
 from tagsmith.labels import Labels
 from tagsmith.model.adapters import adapter_weights, attach, detach, is_adapted
 from tagsmith.model.classifier import Scorer, build
-from tagsmith.tuning.loop import Part, tune
+from tagsmith.tuning.learner import Part
+from tagsmith.tuning.loop import tune
 
 NAMES = Labels.of(["complaint", "praise"])
 FAMILIES = ["llama", "gpt2", "bert", "modernbert"]

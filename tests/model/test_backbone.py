@@ -209,3 +209,32 @@ def test_the_second_text_of_a_pair_has_the_type_that_bert_gives_it(bert_folder):
         hidden_BLD = backbone.run(hidden_BLD, context, start=0, stop=backbone.depth)
     assert 1 in reference.type_ids
     torch.testing.assert_close(hidden_BLD[:1, : len(reference.ids)], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bert", "modernbert"])
+def test_blocks_that_compute_their_activations_anew_keep_less_and_give_the_same_gradients(family, make_trunk):
+    gradients, kept = [], []
+    for recomputes in (False, True):
+        backbone = Backbone(make_trunk(family)).train()
+        backbone.recomputes = recomputes
+        bytes_kept = []
+
+        def keep(tensor, counted=bytes_kept):
+            counted.append(tensor.nbytes)
+            return tensor
+
+        torch.manual_seed(3)  # dropout must fall on the same places twice
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden_BLD = backbone.embed(some_ids(backbone))
+            context = backbone.context(hidden_BLD, LENGTHS)
+            if backbone.supports_last_row(9):
+                hidden_BLD = backbone.run(hidden_BLD, context, start=0, stop=2)
+                last = backbone.run_last_row(hidden_BLD, context, backbone.blocks[2])
+            else:
+                last = backbone.run(hidden_BLD, context, start=0, stop=3)[REAL]
+        kept.append(sum(bytes_kept))
+        last.square().sum().backward()
+        gradients.append({n: w.grad for n, w in backbone.named_parameters() if w.grad is not None})
+    assert kept[1] < kept[0] / 3
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())

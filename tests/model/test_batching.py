@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.data.batching import length_sorted, packed, padding_share, training_steps
+from tagsmith.data.batching import Work, length_sorted, packed, training_steps, work_of
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=200).map(lambda values: np.array(values, dtype=np.int64))
 
@@ -48,14 +48,26 @@ def test_another_seed_or_epoch_is_another_order(other):
     assert [rows.tolist() for rows in first] != [rows.tolist() for rows in second]
 
 
-def test_next_to_nothing_is_padding():
+def test_a_batch_is_tokens_for_linear_layers_and_pairs_of_tokens_for_attention():
+    assert work_of(np.array([3, 1, 2]), [np.array([0, 2]), np.array([1])]) == Work(tokens=6, pairs=14, cells=19)
+
+
+def test_padding_is_the_share_of_multiplications_that_a_rectangle_adds():
+    work = Work(tokens=6, pairs=14, cells=19)
+    assert work.padding(weights=100, width=4) == pytest.approx(1 - (600 + 8 * 14) / (600 + 8 * 19))
+    assert (work + work).padding(weights=100, width=4) == pytest.approx((work * 7).padding(weights=100, width=4))
+
+
+@given(lengths=LENGTHS)
+def test_a_text_alone_pads_nothing(lengths):
+    assert work_of(lengths, [np.array([row]) for row in range(len(lengths))]).padding(weights=10, width=4) == 0
+
+
+def test_rows_of_like_length_pad_next_to_nothing():
     lengths = np.random.default_rng(0).geometric(0.04, size=3000)
-    assert padding_share(lengths, length_sorted(lengths, tokens_per_batch=1024)) < 0.03
-    steps = training_steps(lengths, rows_per_step=16, seed=0, epoch=0)
-    assert padding_share(lengths, steps) < 0.10
-    plain = [np.arange(i, min(i + 16, 3000)) for i in range(0, 3000, 16)]
-    assert padding_share(lengths, plain) > 0.5
-
-
-def test_no_rows_make_no_padding():
-    assert padding_share(np.array([], dtype=int), []) == 0.0
+    size = {"weights": 3_540_000, "width": 576}  # a block of SmolLM2
+    for batches in (
+        length_sorted(lengths, tokens_per_batch=1024),
+        training_steps(lengths, rows_per_step=16, seed=0, epoch=0),
+    ):
+        assert 0 < work_of(lengths, batches).padding(**size) < 0.01

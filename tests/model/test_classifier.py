@@ -107,6 +107,14 @@ def test_more_tokens_than_positions_are_refused(tiny_folder):
         build(tiny_folder, ModelConfig(max_tokens=256), labels=NAMES, layers=None, seed=0)
 
 
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_an_encoder_has_no_causal_mask_to_remove(family, make_folder):
+    with pytest.raises(
+        SettingError, match=rf"model.causal_mask is false, but a '{family}' backbone has no causal mask"
+    ):
+        build(make_folder(family), ModelConfig(max_tokens=48, causal_mask=False), labels=NAMES, layers=None, seed=0)
+
+
 def test_robertas_positions_begin_after_its_pad_id(make_folder, make_tokenizer):
     folder = make_folder("roberta", tokenizer=make_tokenizer())
     build(folder, ModelConfig(max_tokens=126), labels=NAMES, layers=None, seed=0)

@@ -43,6 +43,14 @@ def test_auto_fits_the_family(family, pooling, make_trunk):
     assert choose_pooling(Backbone(make_trunk(family)), "auto") == pooling
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_decoder_without_its_causal_mask_is_pooled_as_an_encoder(family, make_trunk):
+    backbone = Backbone(make_trunk(family))
+    backbone.causal_mask = False
+    assert choose_pooling(backbone, "auto") == "mean"
+    assert [choose_pooling(backbone, how) for how in POOLINGS] == list(POOLINGS)
+
+
 def test_an_encoder_may_be_pooled_in_each_way(make_trunk):
     backbone = Backbone(make_trunk("bert"))
     assert [choose_pooling(backbone, how) for how in POOLINGS] == list(POOLINGS)

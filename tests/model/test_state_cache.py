@@ -1,4 +1,7 @@
+import contextlib
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -44,6 +47,49 @@ def test_what_was_kept_is_found_bit_for_bit(cache):
         hidden_TD.copy_(wanted)
     assert torch.equal(cache.find("a", **(SHAPE | {"dtype": torch.bfloat16})), wanted)
     assert cache.find("b", **SHAPE) is None
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """The system refuses to let any file grow further, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_without_room_keeps_nothing_and_hinders_nothing(cache, make_folder):
+    frozen, tokens = frozen_of(make_folder("llama"))
+    wanted = listened(frozen_states(frozen, tokens), silent).hidden_TD
+    roomy = replace(cache, most_bytes=2**20)
+    with files_of_at_most(1024):
+        found = listened(frozen_states(frozen, tokens, cache=roomy), silent).hidden_TD
+    assert torch.equal(found, wanted)
+    assert list(cache.folder.iterdir()) == []
+    listened(frozen_states(frozen, tokens, cache=roomy), silent)
+    assert len(entries(cache)) == 1
+
+
+def test_a_disk_that_fails_at_the_last_moment_costs_the_entry_alone(cache, monkeypatch):
+    def fails(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fails)
+    with cache.filling("a", **SHAPE) as hidden_TD:
+        hidden_TD.fill_(3.0)
+    assert torch.equal(hidden_TD, torch.full((50, 8), 3.0))
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_a_look_says_what_is_kept(cache):
+    assert cache.is_empty
+    keep(cache, "a")
+    assert not cache.is_empty
+    assert cache.has("a", size=ENTRY - DIGEST_BYTES)
+    assert not cache.has("a", size=ENTRY)
+    assert not cache.has("b", size=ENTRY - DIGEST_BYTES)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
@@ -156,7 +202,20 @@ def test_the_key_says_all_that_states_depend_on(make_folder):
         key(frozen, replace(tokens, offsets=np.array([0, *tokens.offsets[1:-1] + 1, tokens.offsets[-1]]))),
         key(*frozen_of(make_folder("mistral"))),
     ]
+    frozen.backbone.causal_mask = False
+    others.append(key(frozen, tokens))
+    frozen.backbone.causal_mask = True
     with torch.no_grad():
         frozen.backbone.blocks[1].mlp.down_proj.weight[0, 0] += 1e-3
     others.append(key(frozen, tokens))
     assert len({own, *others}) == len(others) + 1
+
+
+def test_the_key_names_the_kinds_of_the_frozen_blocks_and_no_others(make_folder):
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    folder = make_folder("gemma3_text", layer_types=kinds)
+    own = key(*frozen_of(folder))
+    for block, changes in ((2, False), (1, True), (0, True)):
+        frozen, tokens = frozen_of(folder)
+        frozen.backbone.config.layer_types[block] = "full_attention" if block != 1 else "sliding_attention"
+        assert (key(frozen, tokens) != own) is changes

@@ -7,8 +7,8 @@ from tagsmith.events import listened, silent
 from tagsmith.labels import Labels
 from tagsmith.model.activations import FrozenBlocks, frozen_states, states_by_depth
 from tagsmith.model.classifier import build
-from tagsmith.tuning.depth import choose_depth, cut_copy, shortlist
-from tagsmith.tuning.loop import Part
+from tagsmith.tuning.depth import _better_pooling, choose_depth, cut_copy, shortlist
+from tagsmith.tuning.learner import Part
 
 NAMES = Labels.of(["complaint", "praise"])
 TEXTS = ["a lovely room", "x", "the waiter was rude and the soup was cold", "breakfast at nine, dinner at seven"]
@@ -24,7 +24,8 @@ def test_states_of_every_depth_are_those_of_a_backbone_cut_there(family, make_fo
     whole = classifier_of(make_folder(family))
     tokens = whole.encoder.encode(TEXTS)
     depths = range(whole.backbone.depth + 1)
-    found = listened(states_by_depth(whole.backbone, tokens, depths, dtype=torch.float32), silent)
+    every = FrozenBlocks(whole.backbone, stop=whole.backbone.depth, dtype=torch.float32)
+    found = listened(states_by_depth(every, tokens, depths), silent)
     assert set(found) == set(depths)
     for depth in depths:
         frozen = FrozenBlocks(whole.backbone, stop=depth, dtype=torch.float32)
@@ -76,7 +77,9 @@ def test_a_cut_copy_answers_as_the_cut_backbone_and_shares_what_is_frozen(family
 
 
 @pytest.mark.parametrize("method", ["head", "last_layers", "full"])
-def test_a_depth_is_chosen_between_short_tunings_and_the_classifier_is_left_alone(method, tiny_folder, make_rows):
+def test_a_depth_is_chosen_between_short_tunings_and_the_classifier_is_left_alone(
+    method, tiny_folder, make_rows, heard
+):
     classifier = classifier_of(tiny_folder)
     before = {name: weight.clone() for name, weight in classifier.named_parameters()}
     parts = []
@@ -84,8 +87,11 @@ def test_a_depth_is_chosen_between_short_tunings_and_the_classifier_is_left_alon
         texts, labels = zip(*make_rows(count, seed=seed), strict=True)
         parts.append(Part(classifier.encoder.encode(texts), NAMES.encode(labels)))
     config = Config.of({"tuning": {"method": method, "blocks": 1, "precision": "fp32", "learning_rate": 5e-3}})
-    choice = choose_depth(classifier, *parts, config)
+    choice = choose_depth(classifier, *parts, config, listen=heard.append)
     assert [tried.layers for tried in choice.tunings] == [1, 2, 3]
+    trials = [event for event in heard if event.stage == "tuning" and event.name == "trial"]
+    steps = {(event.values["layers"], event.total) for event in trials if event.step == event.total}
+    assert steps == (set() if method == "head" else {(layers, 2 * 160 // 16) for layers in (1, 2, 3)})
     assert {(probed.layers, probed.pooling) for probed in choice.probes} == {
         (depth, how) for depth in (1, 2, 3) for how in ("last", "mean")
     }
@@ -97,3 +103,25 @@ def test_a_depth_is_chosen_between_short_tunings_and_the_classifier_is_left_alon
     assert choice == choose_depth(classifier, *parts, config)
     assert all(torch.equal(before[name], weight) for name, weight in classifier.named_parameters())
     assert classifier.backbone.depth == 3
+
+
+def test_the_pooling_of_the_better_probe_is_taken_unless_it_was_given(tiny_folder, make_rows):
+    parts = []
+    whole = classifier_of(tiny_folder)
+    for count, seed in ((160, 0), (60, 1)):
+        texts, labels = zip(*make_rows(count, seed=seed), strict=True)
+        parts.append(Part(whole.encoder.encode(texts), NAMES.encode(labels)))
+    tuning = {"method": "head", "precision": "fp32"}
+    free = choose_depth(whole, *parts, Config.of({"tuning": tuning}))
+    best = min(free.probes, key=lambda probed: probed.loss)
+    assert free.pooling in (best.pooling, "last")
+    for given in ("last", "mean"):
+        whole.pooling = given
+        choice = choose_depth(whole, *parts, Config.of({"tuning": tuning, "model": {"pooling": given}}))
+        assert choice.pooling == given
+
+
+def test_a_clearly_better_pooling_wins_and_a_tie_goes_to_the_own_one():
+    assert _better_pooling({"last": losses({1: 0.5, 2: 0.4}), "mean": losses({1: 0.1, 2: 0.2})}) == "mean"
+    last, mean = (losses(means, noise=0.0) for means in ({1: 0.5, 2: 0.4}, {1: 0.4, 2: 0.5}))
+    assert _better_pooling({"last": last, "mean": mean}) == "last"

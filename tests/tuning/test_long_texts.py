@@ -7,8 +7,9 @@ from tagsmith.data.encoding import mean_of_pieces
 from tagsmith.evaluation.selection import selection_metric
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import Scorer, build
+from tagsmith.tuning.learner import Part
 from tagsmith.tuning.long_texts import Sample, choose_long_texts
-from tagsmith.tuning.loop import Loop, Part
+from tagsmith.tuning.loop import Loop
 
 NAMES = Labels.of(["complaint", "praise"])
 

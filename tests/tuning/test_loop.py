@@ -9,7 +9,8 @@ from tagsmith.errors import DataError, SettingError
 from tagsmith.evaluation.selection import selection_metric
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import Scorer, build
-from tagsmith.tuning.loop import Part, StoppedError, arithmetic, tune
+from tagsmith.tuning.learner import Part
+from tagsmith.tuning.loop import StoppedError, tune
 from tagsmith.tuning.losses import held_out_loss
 
 NAMES = Labels.of(["complaint", "praise"])
@@ -248,18 +249,26 @@ def stopped(ready, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"learning_rate": 1e-3}, {"epochs": 4}, {"method": "full"}, {"batch_size": 8}], ids=str
+    ("other", "named"),
+    [
+        ({"learning_rate": 1e-3}, r"tuning\.learning_rate was 0\.005 and is now 0\.001\. Expected"),
+        (
+            {"epochs": 4, "method": "full"},
+            r'tuning\.method was "last_layers" and is now "full"; tuning\.epochs was 3 and is now 4\. Expected',
+        ),
+    ],
+    ids=str,
 )
-def test_a_checkpoint_of_other_settings_is_refused(other, ready, stopped):
+def test_a_checkpoint_of_other_settings_is_refused_and_they_are_named(other, named, ready, stopped):
     classifier, parts = ready()
-    with pytest.raises(DataError, match="belongs to other data, settings, or thread count"):
+    with pytest.raises(DataError, match=f"belongs to another run: {named}"):
         tune(classifier, parts, settings(**other), metric=METRIC, checkpoint=stopped, resume=True)
 
 
 def test_a_checkpoint_of_other_rows_is_refused(ready, stopped):
     classifier, parts = ready()
     parts["train"] = Part(parts["train"].tokens, parts["train"].truth[::-1].copy())
-    with pytest.raises(DataError, match="belongs to other data"):
+    with pytest.raises(DataError, match=r"another run: the train rows are others\."):
         tune(classifier, parts, settings(), metric=METRIC, checkpoint=stopped, resume=True)
 
 
@@ -267,15 +276,15 @@ def test_a_checkpoint_of_another_backbone_is_refused(ready, stopped):
     classifier, parts = ready()
     with torch.no_grad():
         classifier.backbone.trunk.embed_tokens.weight.mul_(1.01)
-    with pytest.raises(DataError, match="belongs to other data"):
+    with pytest.raises(DataError, match=r"another run: the weights before tuning are others\."):
         tune(classifier, parts, settings(), metric=METRIC, checkpoint=stopped, resume=True)
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
-@pytest.mark.parametrize("share", [0, 0.3, 0.99])
-def test_with_a_truncated_checkpoint_tuning_starts_anew_and_says_so(name, share, ready, stopped, heard):
-    whole = (stopped / name).read_bytes()
-    (stopped / name).write_bytes(whole[: int(share * len(whole))])
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.99])
+def test_with_a_truncated_checkpoint_tuning_starts_anew_and_says_so(share, ready, stopped, heard):
+    (file,) = stopped.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
     classifier, parts = ready()
     tuned = tune(classifier, parts, settings(), metric=METRIC, checkpoint=stopped, resume=True, listen=heard.append)
     assert tuned.steps == 24
@@ -368,12 +377,6 @@ def test_kept_states_give_the_logits_of_the_whole_model(ready):
         np.testing.assert_allclose(probs, seen[0], atol=1e-5)
 
 
-def test_the_arithmetic_is_the_one_asked_for():
-    assert arithmetic(settings(precision="fp32")) is torch.float32
-    assert arithmetic(settings(precision="bf16")) is torch.bfloat16
-    assert arithmetic(settings(precision="auto")) in (torch.float32, torch.bfloat16)
-
-
 def test_bf16_tuning_gives_nearly_the_curves_of_fp32(ready):
     losses = []
     for precision in ("fp32", "bf16"):
@@ -391,7 +394,7 @@ def test_calibration_is_left_to_those_who_measure(ready):
 
 
 def test_a_full_disk_at_a_checkpoint_is_a_resource_error_and_keeps_the_old_one(ready, stopped, monkeypatch):
-    monkeypatch.setattr("tagsmith.tuning.loop.SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr("tagsmith.tuning.checkpoints.SECONDS_APART", 0)
     from safetensors import SafetensorError
 
     from tagsmith.errors import ResourceError

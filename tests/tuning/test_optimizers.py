@@ -36,6 +36,12 @@ def test_the_rate_rises_and_then_falls_in_a_line_to_nearly_zero():
     assert max(found) == 1.0
 
 
+def test_the_rate_of_the_backbone_is_given_back():
+    config = TuningConfig(learning_rate=0.5, head_learning_rate=2.0, warmup=0.1)
+    optimizer = optimizer_of(config)
+    assert set_rates(optimizer, step=4, total=100, config=config) == optimizer.param_groups[0]["lr"] == 0.5 * 5 / 11
+
+
 def test_a_constant_rate_stays_after_the_rise():
     found = rates(TuningConfig(learning_rate=1.0, warmup=0.1, schedule="constant"))
     assert found[10:] == [1.0] * 90

@@ -1,8 +1,9 @@
-"""Which rows are computed together: by length, so that next to nothing is padding."""
+"""Which rows are computed together: by length, so that there is next to nothing to pad where rectangles are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,8 +44,34 @@ def training_steps(lengths: np.ndarray, *, rows_per_step: int, seed: int, epoch:
     return steps
 
 
-def padding_share(lengths: np.ndarray, batches: Sequence[np.ndarray]) -> float:
-    """The share of a list of rectangles that is padding, in [0, 1)."""
-    cells = sum(len(rows) * int(lengths[rows].max(initial=0)) for rows in batches)
-    real = sum(int(lengths[rows].sum()) for rows in batches)
-    return 1 - real / cells if cells else 0.0
+@dataclass(frozen=True)
+class Work:
+    """What batches cost a transformer's block: `tokens` pass its linear layers, `pairs` of tokens meet in attention.
+
+    Texts lie one after the other, so that no padding is a token; `cells` are the pairs that attention computes where it
+    has no kernel for unequal lengths: those of the rectangle around a batch.
+    """
+
+    tokens: float = 0.0
+    pairs: float = 0.0
+    cells: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.tokens + other.tokens, self.pairs + other.pairs, self.cells + other.cells)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.tokens * times, self.pairs * times, self.cells * times)
+
+    def padding(self, *, weights: int, width: int) -> float:
+        """The share of multiplications that is padding, in [0, 1); a block has so many weights, a state that width."""
+        real, computed = (self.tokens * weights + 2 * width * met for met in (self.pairs, self.cells))
+        return 1 - real / computed if computed else 0.0
+
+
+def work_of(lengths: np.ndarray, batches: Iterable[np.ndarray]) -> Work:
+    """The work of batches of rows."""
+    found = Work()
+    for rows in batches:
+        own = lengths[rows].astype(np.float64)
+        found += Work(float(own.sum()), float((own**2).sum()), float(len(own) * own.max(initial=0.0) ** 2))
+    return found

@@ -57,12 +57,14 @@ class Tokens:
     def of_texts(self, rows: np.ndarray) -> Tokens:
         """The tokens of some texts, in this order."""
         pieces, owners = self.pieces(rows)
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[pieces])]).astype(np.int64)
+        return Tokens(self.ids[self.places(pieces)], offsets, owners, self.truncated[rows])
+
+    def places(self, pieces: np.ndarray) -> np.ndarray:
+        """Where the tokens of some pieces lie in `ids`, one piece after the other."""
         lengths = self.lengths[pieces]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Tokens(
-            self.ids[np.repeat(self.offsets[pieces], lengths) + within], offsets, owners, self.truncated[rows]
-        )
+        firsts = np.cumsum(lengths) - lengths
+        return np.arange(lengths.sum()) + np.repeat(self.offsets[pieces] - firsts, lengths)
 
     def pieces(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pieces of some texts, in their order, and for each the place of its text among `rows`."""
@@ -92,6 +94,13 @@ class Tokens:
             tokens = self.ids[self.offsets[piece] : self.offsets[piece + 1]]
             line[: len(tokens)] = tokens
         return ids_BL, lengths
+
+    def ragged(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of some pieces one after the other, `(1, T)` int64, and their lengths `(B,)`."""
+        lengths = self.lengths[pieces]
+        ids_T = np.zeros(max(1, lengths.sum()), dtype=np.int64)
+        ids_T[: lengths.sum()] = self.ids[self.places(pieces)]
+        return ids_T[None], lengths
 
 
 def mean_of_pieces(logits_PC: np.ndarray, rows: np.ndarray, *, texts: int) -> np.ndarray:

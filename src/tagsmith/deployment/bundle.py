@@ -23,7 +23,9 @@ from tagsmith.deployment.manifest import verify
 from tagsmith.labels import Labels
 from tagsmith.model.backbone import load_backbone
 from tagsmith.model.classifier import Calibration, Classifier, assemble
+from tagsmith.model.device import choose_device
 from tagsmith.model.lexical import Lexical
+from tagsmith.model.packing import keep_few_kernels
 
 if TYPE_CHECKING:
     from tagsmith.evaluation.page import Mishap
@@ -89,14 +91,18 @@ class Bundle:
         return self.engine.answer(texts)
 
 
-def load(folder: str | Path) -> Bundle:
-    """A bundle that is ready to answer; BundleError when it is absent, altered or of another format."""
+def load(folder: str | Path, *, device: str = "cpu") -> Bundle:
+    """A bundle that is ready to answer, on a `device` named as in `tuning.device`.
+
+    BundleError when it is absent, altered or of another format; SettingError when there is no such device.
+    """
     path = Path(folder)
     verify(path)
-    return reload(path)
+    keep_few_kernels()
+    return reload(path, device=device)
 
 
-def reload(folder: Path) -> Bundle:
+def reload(folder: Path, *, device: str = "cpu") -> Bundle:
     """The bundle in a folder that this process has just written or verified."""
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     config = Config.of(settings.get("config", {}))
@@ -104,7 +110,7 @@ def reload(folder: Path) -> Bundle:
     return Bundle(
         folder=folder,
         engine=TorchEngine(
-            load_classifier(folder, settings),
+            load_classifier(folder, settings).to(choose_device(device)),
             tokens_per_batch=config.deployment.tokens_per_batch,
             cleaning=settings.get("cleaning", ()),  # bundles of 0.1.0 have none
         ),
@@ -124,7 +130,8 @@ def load_classifier(folder: Path, settings: Mapping[str, Any]) -> Classifier:
     encoder = Encoder.from_folder(
         folder, max_tokens=model["max_tokens"], long_texts=model["long_texts"], pairs=model["pairs"]
     )
-    config = ModelConfig(pooling=model["pooling"], head=model["head"])
+    # Bundles of 0.1.0 say nothing of a mask: it was always there.
+    config = ModelConfig(pooling=model["pooling"], head=model["head"], causal_mask=model.get("causal_mask", True))
     classifier = assemble(backbone, encoder, config, labels=labels, seed=0)
     if settings["hugging_face"]:
         weights = _head_of_hugging_face(load_file(folder / "model.safetensors"))
@@ -162,6 +169,7 @@ def write_classifier(folder: Path, classifier: Classifier, *, recipe: Mapping[st
         "model": {
             "layers": classifier.backbone.depth,
             "pooling": classifier.pooling,
+            "causal_mask": classifier.backbone.causal_mask,
             "head": "linear" if _is_linear(classifier.head) else "mlp",
             "max_tokens": classifier.encoder.max_tokens,
             "long_texts": classifier.encoder.long_texts,
@@ -204,7 +212,7 @@ def hugging_face_expresses(classifier: Classifier) -> bool:
 
 
 def _is_read_as_causal(classifier: Classifier) -> bool:
-    return classifier.pooling == "last" and classifier.backbone.family.causal and classifier.calibration.offset is None
+    return classifier.pooling == "last" and classifier.backbone.causal and classifier.calibration.offset is None
 
 
 def _is_read_as_bert(classifier: Classifier) -> bool:

@@ -55,7 +55,9 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], mistakes: Sequence[M
         verdict=escape(re.sub(r"p ([<=]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", verdict["text"])),
         notes=notes,
         scores=_scores_section(report),
-        learning=_depth_section(report["model"].get("depth")) + _learning_section(report.get("curves") or []),
+        learning=_depth_section(report["model"].get("depth"))
+        + _learning_section(report.get("curves") or [])
+        + _seeds_section(report.get("seeds") or [], report.get("spread") or {}),
         confusion=_confusion_section(report["test"]["confusion"]),
         labels=_sets_section(report) if _has_sets(report["test"]) else _labels_section(report["test"]["per_label"]),
         mistakes=_mistakes_section(mistakes, report["test"]),
@@ -143,6 +145,32 @@ def _learning_section(curves: Sequence[Mapping[str, Any]]) -> str:
         figure_of(_curve(curves, measure), f"{measure.capitalize()} over steps.") for measure in ("loss", "accuracy")
     ]
     return f'<h2>How it learned</h2><div class="pictures">{"".join(pictures)}</div>'
+
+
+def _seeds_section(seeds: Sequence[Mapping[str, Any]], spread: Mapping[str, Any]) -> str:
+    """What each seed's tuning scores, with mean and spread; nothing where there was but one."""
+    if not seeds:
+        return ""
+    named = _SET_MEASURES if "micro_f1" in seeds[0]["test"] else _MEASURES
+    shares = {title: key for title, key in named.items() if key in seeds[0]["test"]}
+    rows: list[list[object]] = [
+        [each["seed"], number(each["best_step"]), *(_point(name, each["test"][name]) for name in shares.values())]
+        for each in seeds
+    ]
+    for title, key in (("mean", "mean"), ("standard deviation", "standard_deviation")):
+        rows.append([title, "", *(_point(name, spread[name][key]) for name in shares.values())])
+    told = (
+        "Each seed draws its own head and order of rows, on the same parts; what that moves is luck. The first one is "
+        "this model: it was set beforehand, and no test row had a say."
+    )
+    table = table_of(["seed", "best step", *shares], rows, numbers=range(1, len(shares) + 2))
+    return f"<h2>How much is luck</h2><p>{told}</p>{table}"
+
+
+def _point(measure: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if measure == "log_loss" else f"{100 * value:.1f} %"
 
 
 def _depth_section(depth: Mapping[str, Any] | None) -> str:
@@ -263,6 +291,8 @@ def _data_section(data: Mapping[str, Any]) -> str:
         facts.append(
             f"Texts cut at the token limit: {number(cut.get('rows', 0))} ({100 * (cut.get('share') or 0):.1f} %)."
         )
+    if padding := data.get("padding"):
+        facts.append(f"Of what tuning computed, {100 * padding['share']:.1f} % was padding.")
     rows = [
         [h["step"], number(h["rows_before"]), number(h["rows_after"]), h["reason"], _row_numbers(h)]
         for h in data.get("history", [])
@@ -291,6 +321,7 @@ def _model_section(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         ("The model", report.get("model") or {}),
         ("Calibration", report.get("calibration") or {}),
         ("Time in seconds", run.get("timing") or {}),
+        ("Forecast and truth", _forecast_facts(report, run)),
         ("Environment", (run.get("environment") or {}) | ({"date": run["date"]} if run.get("date") else {})),
     ]
     tables = "".join(f"<h3>{title}</h3>{_facts(facts)}" for title, facts in parts if facts)
@@ -300,6 +331,24 @@ def _model_section(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     )
     made = f'<p class="soft">Made by Tagsmith {escape(report.get("tagsmith", ""))}.</p>'
     return f"<h2>What was run</h2>{command}{tables}{settings}{made}"
+
+
+def _forecast_facts(report: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
+    """What was forecast before the first step, beside what came; nothing where nobody forecast."""
+    forecast, truth, plan = run.get("forecast"), run.get("truth"), report.get("forecast")
+    if not (forecast and truth and plan):
+        return {}
+    total, least = forecast["seconds"]["total"], forecast["seconds"]["least"]
+    sooner = f" ({least:.1f} if tuning stops as early as it can)" if least < total else ""
+    steps = f"with {number(report['model']['steps'])} of {number(plan['steps'])} steps"
+    memory, came = (each["memory_bytes"] / 2**30 for each in (forecast, truth))
+    bundle, written = plan["disk_bytes"]["bundle"] / 2**20, truth["bundle_bytes"] / 2**20
+    return {
+        "seconds from tuning to the bundle": f"forecast {total:.1f}{sooner}, came {truth['seconds']:.1f} {steps}",
+        "most memory": f"forecast {memory:.2f} GiB, came {came:.2f} GiB",
+        "bundle": f"forecast {bundle:.0f} MiB, came {written:.0f} MiB",
+        "states": plan["states"]["text"],
+    }
 
 
 # --- words and numbers

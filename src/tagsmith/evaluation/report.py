@@ -16,6 +16,7 @@ from tagsmith.evaluation.comparison import Verdict, compare
 from tagsmith.evaluation.label_sets import SetScores, measure_sets
 from tagsmith.evaluation.metrics import Scores, measure
 from tagsmith.evaluation.set_comparison import compare_sets, primary_measure
+from tagsmith.evaluation.spread import spread_of
 from tagsmith.labels import Labels
 
 Plain = dict[str, Any]
@@ -44,6 +45,7 @@ class Report:
     candidates: list[Plain] = field(default_factory=list)
     curves: list[Plain] = field(default_factory=list)
     seeds: list[Plain] = field(default_factory=list)
+    spread: Plain = field(default_factory=dict)
     forecast: Plain | None = None
     settings: Plain = field(default_factory=dict)
     reproduce: str = ""
@@ -52,6 +54,14 @@ class Report:
         """Plain data in the order of the fields; a number that is not finite is None."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
+    def headline(self) -> dict[str, float | str | None]:
+        """What a run is known by: the main scores with the ends of their intervals, rivals' scores, the verdict."""
+        names = [name for name in _MAIN if name in self.test]
+        told = {f"{name}{end}": self.test[name][key] for name in names for end, key in _ENDS.items()}
+        for rival, scores in (*self.baselines.items(), ("before_tuning", self.before_tuning)):
+            told |= {f"{rival}_{name}": scores[name]["value"] for name in names if scores}
+        return _plain(told | {"verdict": self.verdict["value"], **{k: self.verdict[k] for k in ("p_value", "text")}})
+
     def to_json(self) -> str:
         """The text of report.json: the same report gives the same bytes."""
         return json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
@@ -59,12 +69,16 @@ class Report:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:
         """The report of a parsed report.json; keys of later releases are left out, BundleError names a missing one."""
-        optional = {"candidates", "curves", "seeds", "forecast", "settings", "reproduce"}
+        optional = {"candidates", "curves", "seeds", "spread", "forecast", "settings", "reproduce"}
         names = {each.name for each in fields(cls)}
         missing = sorted(names - optional - set(plain))
         if missing:
             raise BundleError(f"report.json lacks {missing}; expected a report that Tagsmith wrote. Train again.")
         return cls(**{name: value for name, value in plain.items() if name in names})
+
+
+_MAIN = ("accuracy", "micro_f1", "macro_f1", "log_loss", "ece")
+_ENDS = {"": "value", "_low": "low", "_high": "high"}
 
 
 def build_report(
@@ -133,6 +147,7 @@ def build_report(
         candidates=_plain(candidates),
         curves=_plain(curves),
         seeds=_plain(seeds),
+        spread=_plain(spread_of(seeds)),
         forecast=_plain(forecast),
         settings=_plain(settings),
         reproduce=reproduce,

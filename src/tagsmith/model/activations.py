@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from tagsmith.data.encoding import Tokens
 from tagsmith.errors import ResourceError
 from tagsmith.events import Event
 from tagsmith.model.backbone import Backbone
+from tagsmith.model.device import device_of, sent, tokens_at_once
+from tagsmith.model.mapping import let_go
 from tagsmith.model.packing import inference_copy, side_by_side
 from tagsmith.model.state_cache import StateCache, key_of
 
@@ -47,17 +49,22 @@ class States:
         """Tokens of each piece `(P,)`."""
         return self.tokens.lengths
 
-    def padded(self, rows: np.ndarray, *, multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """The rectangle `(B, L, D)` of some pieces, in fp32, zeros on the right, and their lengths `(B,)`.
+    def of_texts(self, rows: np.ndarray) -> States:
+        """The states of some texts, in this order."""
+        pieces, _ = self.tokens.pieces(rows)
+        own = [self.hidden_TD[self.offsets[piece] : self.offsets[piece + 1]] for piece in pieces]
+        return States(torch.cat(own), self.tokens.of_texts(rows))
 
-        L is rounded up to a multiple, as far as that is wanted.
-        """
-        lengths = self.lengths[rows]
-        width = -(-int(lengths.max(initial=1)) // multiple) * multiple
-        hidden_BLD = torch.zeros(len(rows), width, self.hidden_TD.shape[1])
-        for i, row in enumerate(rows):
-            hidden_BLD[i, : lengths[i]] = self.hidden_TD[self.offsets[row] : self.offsets[row + 1]]
-        return hidden_BLD, torch.from_numpy(lengths)
+    def ragged(self, pieces: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The states of some pieces one after the other, `(1, T, D)` in fp32, and their lengths `(B,)`."""
+        lengths = self.lengths[pieces]
+        hidden_TD, start = torch.zeros(max(1, int(lengths.sum())), self.hidden_TD.shape[1]), 0
+        for piece, length in zip(pieces, lengths, strict=True):
+            own_LD = self.hidden_TD[self.offsets[piece] : self.offsets[piece + 1]]
+            hidden_TD[start : start + length] = own_LD
+            let_go(own_LD)
+            start += length
+        return hidden_TD[None], torch.from_numpy(lengths)
 
 
 class FrozenBlocks:
@@ -85,17 +92,35 @@ class FrozenBlocks:
 
     @property
     def architecture(self) -> str:
-        """What beside weights decides on the states: the configuration, but for the depth and where it came from."""
+        """What beside weights decides on the states: the configuration of these blocks, not where it came from."""
         config = self.backbone.config.to_dict()
         left_out = {"num_hidden_layers", "layer_types", "dtype", "transformers_version"}
         kept = {key: value for key, value in config.items() if key not in left_out and not key.startswith("_")}
-        return json.dumps(kept, sort_keys=True, default=str) + f" {self.backbone.pair_separator_id}"
+        kept["kinds"] = [self.backbone.family.kind(self.backbone.config, i) for i in range(self.stop)]
+        kept |= {"causal": self.backbone.causal, "pair_separator_id": self.backbone.pair_separator_id}
+        return json.dumps(kept, sort_keys=True, default=str)
 
-    def enter(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """The states `(B, L, D)` that leave the last of these blocks."""
-        hidden_BLD = self.backbone.embed(ids_BL).to(self.dtype)
-        context = self.backbone.context(hidden_BLD, lengths_B)
-        return self.backbone.run(hidden_BLD, context, start=0, stop=self.stop, blocks=self.blocks)
+    def key(self, tokens: Tokens, *, tokens_per_batch: int = 512) -> str:
+        """Under which the states of some texts are kept from run to run."""
+        return key_of(
+            self.weights,
+            tokens,
+            architecture=self.architecture,
+            stop=self.stop,
+            dtype=self.dtype,
+            tokens_per_batch=tokens_per_batch,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where they compute."""
+        return device_of(self.backbone)
+
+    def enter(self, ids: Tensor, lengths_B: Tensor) -> Tensor:
+        """The states `(1, T, D)` that leave the last of these blocks, or `(B, L, D)` for ids in a rectangle."""
+        hidden = self.backbone.embed(ids, lengths_B).to(self.dtype)
+        context = self.backbone.context(hidden, lengths_B)
+        return self.backbone.run(hidden, context, start=0, stop=self.stop, blocks=self.blocks)
 
 
 def frozen_states(
@@ -116,23 +141,16 @@ def frozen_states(
     """
     shape = {"tokens": int(tokens.offsets[-1]), "width": frozen.backbone.width, "dtype": frozen.dtype}
     if cache is None:
-        hidden_TD = _room(**shape)
+        hidden_TD = room_for(**shape)
         yield from _fill(hidden_TD, frozen, tokens, tokens_per_batch=tokens_per_batch, done=done, total=total)
         return States(hidden_TD, tokens)
-    key = key_of(
-        frozen.weights,
-        tokens,
-        architecture=frozen.architecture,
-        stop=frozen.stop,
-        dtype=frozen.dtype,
-        tokens_per_batch=tokens_per_batch,
-    )
+    key = frozen.key(tokens, tokens_per_batch=tokens_per_batch)
     kept = cache.find(key, **shape)
     if kept is not None:
         yield Event("model", "frozen", done + len(tokens.rows), total or len(tokens.rows), {"from_cache": True})
         return States(kept, tokens)
     with cache.filling(key, **shape) as room:
-        hidden_TD = _room(**shape) if room is None else room
+        hidden_TD = room_for(**shape) if room is None else room
         yield from _fill(hidden_TD, frozen, tokens, tokens_per_batch=tokens_per_batch, done=done, total=total)
     return States(hidden_TD, tokens)
 
@@ -142,50 +160,61 @@ def _fill(
 ) -> Generator[Event, None, None]:
     firsts, twins = tokens.distinct()  # equal texts have equal states, and are computed once
     copies = np.split(np.argsort(twins, kind="stable"), np.cumsum(np.bincount(twins))[:-1])
-    batches = length_sorted(tokens.lengths[firsts], tokens_per_batch=tokens_per_batch)
+    device = frozen.device
+    batches = length_sorted(tokens.lengths[firsts], tokens_per_batch=tokens_at_once(tokens_per_batch, device))
 
     @torch.inference_mode()
-    def enter(places: np.ndarray) -> Tensor:
-        ids_BL, lengths = tokens.padded(firsts[places])
-        return frozen.enter(torch.from_numpy(ids_BL), torch.from_numpy(lengths))
+    def enter(places: np.ndarray) -> Sequence[Tensor]:
+        ids, lengths = tokens.ragged(firsts[places])
+        hidden_TD = frozen.enter(sent(ids, device), sent(lengths, device))[0].cpu()
+        return hidden_TD[: lengths.sum()].split(lengths.tolist())
 
-    for places, hidden_BLD in zip(batches, side_by_side(enter, batches), strict=True):
-        for hidden_LD, place in zip(hidden_BLD, places, strict=True):
+    for places, texts in zip(batches, side_by_side(enter, batches, device=device), strict=True):
+        for hidden_LD, place in zip(texts, places, strict=True):
             for piece in copies[place]:
                 start, end = tokens.offsets[piece], tokens.offsets[piece + 1]
-                hidden_TD[start:end] = hidden_LD[: end - start]
+                hidden_TD[start:end] = hidden_LD
+                let_go(hidden_TD[start:end])
             done += len(copies[place])
         yield Event("model", "frozen", done, total or len(tokens.rows))
 
 
 def states_by_depth(
-    backbone: Backbone, tokens: Tokens, depths: Collection[int], *, dtype: torch.dtype, tokens_per_batch: int = 512
+    frozen: FrozenBlocks, tokens: Tokens, depths: Collection[int], *, tokens_per_batch: int = 512
 ) -> Generator[Event, None, dict[int, States]]:
-    """What enters block `depth`, for each of `depths` (from 0), from one pass over all texts."""
-    blocks = inference_copy(backbone.blocks[: max(depths)], dtype=dtype)
-    kept = {depth: _room(int(tokens.offsets[-1]), backbone.width, dtype, shared_by=len(depths)) for depth in depths}
-    batches, done = length_sorted(tokens.lengths, tokens_per_batch=tokens_per_batch), 0
+    """What enters block `depth`, for each of `depths` (from 0 to those frozen), from one pass over all texts."""
+    backbone, blocks, dtype = frozen.backbone, frozen.blocks, frozen.dtype
+    kept = {depth: room_for(int(tokens.offsets[-1]), backbone.width, dtype, shared_by=len(depths)) for depth in depths}
+    device, done = frozen.device, 0
+    batches = length_sorted(tokens.lengths, tokens_per_batch=tokens_at_once(tokens_per_batch, device))
 
     @torch.inference_mode()
     def climb(pieces: np.ndarray) -> None:
-        ids_BL, lengths = tokens.padded(pieces)
-        hidden_BLD = backbone.embed(torch.from_numpy(ids_BL)).to(dtype)
-        context = backbone.context(hidden_BLD, torch.from_numpy(lengths))
+        ids, lengths = tokens.ragged(pieces)
+        lengths_B = sent(lengths, device)
+        hidden = backbone.embed(sent(ids, device), lengths_B).to(dtype)
+        context = backbone.context(hidden, lengths_B)
         passed = 0
         for depth in sorted(depths):
-            hidden_BLD = backbone.run(hidden_BLD, context, start=passed, stop=depth, blocks=blocks[passed:depth])
+            hidden = backbone.run(hidden, context, start=passed, stop=depth, blocks=blocks[passed:depth])
             passed = depth
-            for hidden_LD, piece in zip(hidden_BLD, pieces, strict=True):
+            texts = hidden[0].cpu()[: lengths.sum()].split(lengths.tolist())
+            for hidden_LD, piece in zip(texts, pieces, strict=True):
                 start, end = tokens.offsets[piece], tokens.offsets[piece + 1]
-                kept[depth][start:end] = hidden_LD[: end - start]
+                kept[depth][start:end] = hidden_LD
+                let_go(kept[depth][start:end])
 
-    for pieces, _ in zip(batches, side_by_side(climb, batches), strict=True):
+    for pieces, _ in zip(batches, side_by_side(climb, batches, device=device), strict=True):
         done += len(pieces)
         yield Event("model", "frozen", done, len(tokens.rows))
     return {depth: States(hidden_TD, tokens) for depth, hidden_TD in kept.items()}
 
 
-def _room(tokens: int, width: int, dtype: torch.dtype, *, shared_by: int = 1) -> Tensor:
+def room_for(tokens: int, width: int, dtype: torch.dtype, *, shared_by: int = 1) -> Tensor:
+    """Room for states `(T, D)`, in a temporary file where so many sets of them would be large.
+
+    ResourceError where the disk has not got it.
+    """
     size = tokens * width * dtype.itemsize
     if size * shared_by <= BYTES_IN_MEMORY:
         return torch.empty(tokens, width, dtype=dtype)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tagsmith.errors import SettingError
 from tagsmith.model.backbone import Backbone
+from tagsmith.model.quantized import is_quantized, restored
 
 NAME = "default"
 
@@ -75,6 +76,7 @@ def detach(backbone: Backbone, *, rank: int, alpha: int, targets: Sequence[str],
         for name, weight in adapter_weights(backbone).items()
     }
     merge(backbone.trunk)
+    del backbone.trunk.peft_config  # else the next ones to be attached would count as a second set
     config = _config(backbone, rank=rank, alpha=alpha, targets=targets, dora=dora)
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     return Adapter(settings, weights)
@@ -85,6 +87,8 @@ def merge(module: nn.Module) -> None:
     for name, child in module.named_children():
         if is_adapted(child):
             layer: Any = child
+            if is_quantized(layer.get_base_layer()):
+                layer.base_layer = restored(layer.get_base_layer())
             layer.merge(safe_merge=True)
             setattr(module, name, layer.get_base_layer())
         else:

@@ -20,6 +20,7 @@ from tagsmith.errors import SettingError
 from tagsmith.labels import Labels
 from tagsmith.model.activations import FrozenBlocks, States
 from tagsmith.model.backbone import Backbone, load_backbone
+from tagsmith.model.device import device_of, sent, tokens_at_once
 from tagsmith.model.heads import build_head
 from tagsmith.model.packing import inference_copy, side_by_side
 from tagsmith.model.pooling import pool
@@ -82,7 +83,7 @@ class Classifier(nn.Module):
         """
         used = self.backbone.blocks[start:] if blocks is None else blocks
         context = self.backbone.context(hidden_BLD, lengths_B)
-        if self.pooling == "last" and len(used) and self.backbone.supports_last_row(hidden_BLD.shape[1]):
+        if self.pooling == "last" and len(used) and self.backbone.supports_last_row(context.layout.longest):
             last = self.backbone.depth - 1
             hidden_BLD = self.backbone.run(hidden_BLD, context, start=start, stop=last, blocks=used[:-1])
             return self.backbone.final_norm(self.backbone.run_last_row(hidden_BLD, context, used[-1]))
@@ -90,8 +91,8 @@ class Classifier(nn.Module):
         return pool(self.backbone.final_norm(hidden_BLD), lengths_B, how=self.pooling)
 
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """Logits `(B, C)` of padded token ids."""
-        return self.finish(self.backbone.embed(ids_BL), lengths_B, start=0)
+        """Logits `(B, C)` of token ids, padded or in one row `(1, T)`."""
+        return self.finish(self.backbone.embed(ids_BL, lengths_B), lengths_B, start=0)
 
 
 class Scorer:
@@ -110,15 +111,13 @@ class Scorer:
     def logits(self, tokens: Tokens) -> np.ndarray:
         """Logits `(N, C)` float32; NaN for a text of no tokens. Equal texts are computed once."""
         firsts, twins = tokens.distinct()
-        lengths = tokens.lengths[firsts]
-        answerable = np.flatnonzero(lengths)
-        batches = [
-            answerable[places] for places in length_sorted(lengths[answerable], tokens_per_batch=self.tokens_per_batch)
-        ]
+        lengths, device = tokens.lengths[firsts], device_of(self.classifier)
+        answerable, most = np.flatnonzero(lengths), tokens_at_once(self.tokens_per_batch, device)
+        batches = [answerable[places] for places in length_sorted(lengths[answerable], tokens_per_batch=most)]
         logits_MC = np.full((len(firsts), len(self.classifier.labels)), np.nan, dtype=np.float32)
-        computed = side_by_side(lambda places: self._batch(tokens, firsts[places]), batches)
+        computed = side_by_side(lambda places: self._batch(tokens, firsts[places]), batches, device=device)
         for places, logits_BC in zip(batches, computed, strict=True):
-            logits_MC[places] = logits_BC.numpy()
+            logits_MC[places] = logits_BC.cpu().numpy()
         return mean_of_pieces(logits_MC[twins], tokens.rows, texts=len(tokens))
 
     def probabilities(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +138,10 @@ class Scorer:
 
     @torch.inference_mode()
     def _batch(self, tokens: Tokens, rows: np.ndarray) -> Tensor:
-        ids_BL, lengths = tokens.padded(rows)
-        lengths_B = torch.from_numpy(lengths)
-        hidden_BLD = self._below.enter(torch.from_numpy(ids_BL), lengths_B)
+        device = self._below.device
+        ids, lengths = tokens.ragged(rows)
+        lengths_B = sent(lengths, device)
+        hidden_BLD = self._below.enter(sent(ids, device), lengths_B)
         return self.classifier.finish(hidden_BLD, lengths_B, start=self._below.stop, blocks=self.blocks[-1:])
 
 
@@ -160,13 +160,15 @@ def _finished(
 ) -> np.ndarray:
     above = classifier.backbone.blocks[start:]
     blocks = inference_copy(above, dtype=torch.float32) if len(above) else None
-    batches = length_sorted(states.lengths, tokens_per_batch=tokens_per_batch)
+    device = device_of(classifier)
+    batches = length_sorted(states.lengths, tokens_per_batch=tokens_at_once(tokens_per_batch, device))
 
     @torch.inference_mode()
     def finish(pieces: np.ndarray) -> Tensor:
-        return function(*states.padded(pieces), start=start, blocks=blocks)
+        hidden_BLD, lengths_B = (sent(values, device) for values in states.ragged(pieces))
+        return function(hidden_BLD, lengths_B, start=start, blocks=blocks)
 
-    found = torch.cat(list(side_by_side(finish, batches))).numpy()
+    found = torch.cat(list(side_by_side(finish, batches, device=device))).cpu().numpy()
     in_order = np.empty_like(found)
     in_order[np.concatenate(batches)] = found
     return mean_of_pieces(in_order, states.tokens.rows, texts=len(states.tokens))
@@ -194,6 +196,12 @@ def build(
 def assemble(backbone: Backbone, encoder: Encoder, config: ModelConfig, *, labels: Labels, seed: int) -> Classifier:
     """An untrained classifier from its parts."""
     backbone.pair_separator_id = encoder.pair_separator_id
+    backbone.causal_mask = config.causal_mask
+    if not (config.causal_mask or backbone.family.causal):
+        raise SettingError(
+            f"model.causal_mask is false, but a '{backbone.config.model_type}' backbone has no causal mask: its tokens "
+            "see the whole text already. Leave the setting out, or take a decoder such as a Llama."
+        )
     head = build_head(config.head, width=backbone.width, classes=len(labels), seed=seed, bias=labels.multi_label)
     return Classifier(backbone, head, pooling=choose_pooling(backbone, config.pooling), encoder=encoder, labels=labels)
 
@@ -204,8 +212,8 @@ def choose_pooling(backbone: Backbone, asked: str) -> str:
     SettingError for the first token of a causal model, which has seen nothing but itself.
     """
     if asked == "auto":
-        return "last" if backbone.family.causal else "mean"
-    if asked == "first" and backbone.family.causal:
+        return "last" if backbone.causal else "mean"
+    if asked == "first" and backbone.causal:
         raise SettingError(
             f"model.pooling cannot be 'first' for a '{backbone.config.model_type}' backbone: "
             "its first token sees no other token. Use 'last' or 'mean'."

@@ -29,7 +29,7 @@ def ready_folder(located: Located, *, listen: Listener = silent) -> Path:
     folder = converted_folder(located.sha256)
     if not intact(folder):
         text = f"Converting {located.path.name} to safetensors, once; this takes some 10 s per 100 million weights."
-        listen(Event("model", "note", values={"name": located.name, "text": text}))
+        listen(Event("model", "note", values={"asset": located.name, "text": text}))
         convert(located.path, folder)
     return folder
 

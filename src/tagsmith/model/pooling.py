@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from tagsmith.model.layout import Layout
 
 POOLINGS = ("last", "mean", "first")
 
 
 def pool(hidden_BLD: Tensor, lengths_B: Tensor, *, how: str) -> Tensor:
-    """One state per text, `(B, D)`: of its last real token, the mean over its real tokens, or of its first."""
+    """One state per text, `(B, D)`: of its last real token, the mean over its real tokens, or of its first.
+
+    States are a rectangle, or `(1, T, D)` of texts one after the other.
+    """
+    layout = Layout(lengths_B, hidden_BLD.shape[:2])
     if how == "first":
-        return hidden_BLD[:, 0]
+        return hidden_BLD[layout.firsts]
     if how == "last":
-        return hidden_BLD[torch.arange(len(lengths_B), device=hidden_BLD.device), lengths_B - 1]
-    real_BL1 = (torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device)[None] < lengths_B[:, None])[..., None]
-    return (hidden_BLD * real_BL1).sum(1) / lengths_B[:, None]
+        return hidden_BLD[layout.lasts]
+    lines_BLD = layout.as_rectangle(hidden_BLD[:, None])[:, 0]
+    return (lines_BLD * layout.real[..., None]).sum(1) / lengths_B[:, None]

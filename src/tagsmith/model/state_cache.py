@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tagsmith.data.encoding import Tokens
+from tagsmith.model.device import device_of, name_of
 
 SUFFIX, DIGEST_BYTES = ".states", 32
 OLDEST_DAYS = 14
@@ -48,6 +49,16 @@ class StateCache:
             return None
         return torch.from_file(str(path), shared=False, size=tokens * width, dtype=dtype).view(tokens, width)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept at all."""
+        return next(self._entries(), None) is None
+
+    def has(self, key: str, *, size: int) -> bool:
+        """Whether states of so many bytes are kept under a key; that they are whole is for `find` to say."""
+        path = self._path(key)
+        return path.is_file() and path.stat().st_size == size + DIGEST_BYTES
+
     @contextmanager
     def filling(self, key: str, *, tokens: int, width: int, dtype: torch.dtype) -> Iterator[Tensor | None]:
         """Room for states `(T, D)` that are kept when the block ends well; None where they would not fit."""
@@ -55,7 +66,11 @@ class StateCache:
         if not size or not self._make_room(size + DIGEST_BYTES):
             yield None
             return
-        number, name = tempfile.mkstemp(dir=self.folder, prefix=".filling-")
+        try:
+            number, name = tempfile.mkstemp(dir=self.folder, prefix=".filling-")
+        except OSError:
+            yield None
+            return
         aside = Path(name)
         try:
             try:
@@ -69,8 +84,9 @@ class StateCache:
                 return
             hidden_TD = torch.from_file(name, shared=True, size=tokens * width, dtype=dtype).view(tokens, width)
             yield hidden_TD
-            _seal(number, aside, size)
-            aside.replace(self._path(key))
+            with contextlib.suppress(OSError):  # what was computed stays mapped: this run goes on, the next begins anew
+                _seal(number, aside, size)
+                aside.replace(self._path(key))
         finally:
             os.close(number)
             aside.unlink(missing_ok=True)
@@ -114,6 +130,8 @@ def key_of(
     """What states depend on, as a SHA-256: weights, architecture and depth, tokens, and the arithmetic."""
     digest = hashlib.sha256(f"{FORMAT} {stop} {dtype} {tokens_per_batch} {torch.__version__} {architecture}".encode())
     digest.update(f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}".encode())
+    if (device := device_of(weights)).type != "cpu":
+        digest.update(name_of(device).encode())
     for name, weight in sorted(weights.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(_bytes_of(weight))

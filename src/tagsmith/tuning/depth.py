@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ import torch
 
 from tagsmith.config import Config
 from tagsmith.events import Event, Listener, listened, silent
-from tagsmith.model.activations import States, states_by_depth
+from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
 from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
+from tagsmith.model.device import arithmetic, device_of
 from tagsmith.model.heads import LinearHead
-from tagsmith.tuning.loop import Part, arithmetic, tune
+from tagsmith.tuning.learner import Part
+from tagsmith.tuning.loop import tune
 from tagsmith.tuning.losses import held_out_loss, right_rows, row_losses
 from tagsmith.tuning.methods import first_tuned_block
 from tagsmith.tuning.probes import fit_probe
@@ -55,12 +57,13 @@ class Tried:
 
 @dataclass(frozen=True)
 class DepthChoice:
-    """The depth that was chosen, what was tried, and what the choice costs against the best of them.
+    """The depth and pooling that were chosen, what was tried, and what the choice costs against the best of them.
 
     `cost` is the mean paired difference of validation losses to the best one tried, `low` to `high` its 95 % interval.
     """
 
     layers: int
+    pooling: str
     probes: tuple[Probed, ...]
     tunings: tuple[Tried, ...]
     rows: Mapping[str, int]
@@ -80,23 +83,32 @@ def choose_depth(
 
     At least three depths are tuned, where the backbone has so many: the best by probes, one deeper, and all blocks. A
     shallower one wins where it loses at most half a standard error of the paired losses and 0.3 points of accuracy
-    (STATISTICS.md 17).
+    (STATISTICS.md 17). With `model.pooling = auto` the probes decide on the pooling too.
     """
     train, validation = _samples(train, validation, seed=config.seed)
     grid = _grid(_lowest(classifier, config), classifier.backbone.depth)
     entries = {first_tuned_block(config.tuning, depth) or 0 for depth in grid} | set(grid)
+    dtype = arithmetic(config.tuning.precision, device_of(classifier))
+    frozen = FrozenBlocks(classifier.backbone, stop=max(entries), dtype=dtype)
     with_states = {
-        name: listened(states_by_depth(classifier.backbone, part.tokens, entries, dtype=arithmetic(config)), listen)
+        name: listened(states_by_depth(frozen, part.tokens, entries), listen)
         for name, part in (("train", train), ("validation", validation))
     }
     probes, losses = _probe(classifier, train, validation, with_states, grid=grid)
-    depths = shortlist(losses)
-    listen(Event("tuning", "depths", values={"text": ", ".join(map(str, depths))}))
-    rows = {depth: _tuned(classifier, depth, train, validation, with_states, config) for depth in depths}
+    pooling = _better_pooling(losses) if config.model.pooling == "auto" else classifier.pooling
+    depths = shortlist(losses[pooling])
+    listen(Event("tuning", "depths", values={"text": ", ".join(map(str, depths)), "pooling": pooling}))
+    rows = {
+        depth: _tuned(
+            classifier, depth, pooling, train, validation, with_states, config, listen=_to_trial(depth, listen)
+        )
+        for depth in depths
+    }
     layers, cost_N = _decided(rows)
     error = float(cost_N.std(ddof=1) / np.sqrt(len(cost_N))) if len(cost_N) > 1 else 0.0
     return DepthChoice(
         layers=layers,
+        pooling=pooling,
         probes=tuple(probes),
         tunings=tuple(
             Tried(depth, float(loss_N.mean()), float(right_N.mean())) for depth, (loss_N, right_N) in rows.items()
@@ -121,6 +133,14 @@ def shortlist(losses: Mapping[int, np.ndarray]) -> list[int]:
         if len(wanted) < min(3, len(grid)):
             wanted.add(i)
     return [grid[i] for i in sorted(wanted)]
+
+
+def _better_pooling(losses: Mapping[str, Mapping[int, np.ndarray]]) -> str:
+    """The pooling of the best probe at any depth; the first one, the classifier's own, where it is no worse."""
+    best = {how: min(by_depth.values(), key=np.mean) for how, by_depth in losses.items()}
+    winner = min(best, key=lambda how: best[how].mean())
+    own = next(iter(best))
+    return own if own == winner or _is_no_worse(best[own], best[winner]) else winner
 
 
 def _grid(lowest: int, deepest: int) -> list[int]:
@@ -173,9 +193,10 @@ def _probe(
     with_states: Mapping[str, Mapping[int, States]],
     *,
     grid: Sequence[int],
-) -> tuple[list[Probed], dict[int, np.ndarray]]:
-    """What probes say of each depth, and the validation losses `(N,)` under the classifier's own pooling."""
-    found, losses = [], {}
+) -> tuple[list[Probed], dict[str, dict[int, np.ndarray]]]:
+    """What probes say of each depth, and their validation losses `(N,)` by pooling, the classifier's own first."""
+    found: list[Probed] = []
+    losses: dict[str, dict[int, np.ndarray]] = {}
     for how in dict.fromkeys((classifier.pooling, "mean")):
         for depth in grid:
             cut = cut_copy(classifier, depth, start=depth)
@@ -189,23 +210,26 @@ def _probe(
             )
             loss_N, right_N = _losses(probe.logits(validation_ND).numpy(), validation.truth)
             found.append(Probed(depth, how, float(loss_N.mean()), float(right_N.mean())))
-            if how == classifier.pooling:
-                losses[depth] = loss_N
+            losses.setdefault(how, {})[depth] = loss_N
     return found, losses
 
 
 def _tuned(
     classifier: Classifier,
     depth: int,
+    pooling: str,
     train: Part,
     validation: Part,
     with_states: Mapping[str, Mapping[int, States]],
     config: Config,
+    *,
+    listen: Listener,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Validation losses and hits `(N,)` after a short tuning at this depth."""
     start = first_tuned_block(config.tuning, depth)
     candidate = cut_copy(classifier, depth, start=start)
-    short = {"epochs": EPOCHS, "evaluations_per_epoch": 1, "patience": PATIENCE}
+    candidate.pooling = pooling
+    short = {"epochs": EPOCHS, "evaluations_per_epoch": 1, "patience": PATIENCE, "average": "none"}
     short |= {"start": "probe"} if isinstance(classifier.head, LinearHead) else {}
     states = {name: by_depth[start] for name, by_depth in with_states.items()} if start else {}
     tune(
@@ -214,10 +238,21 @@ def _tuned(
         config.with_settings({"tuning": short}),
         metric=lambda truth, probs: -held_out_loss(truth, probs),
         states=states,
+        listen=listen,
     )
     if start:
         return _losses(finish_states(candidate, states["validation"], start=start), validation.truth)
     return _losses(Scorer(candidate).logits(validation.tokens), validation.truth)
+
+
+def _to_trial(layers: int, listen: Listener) -> Listener:
+    """A listener to a short tuning: of all that it says, each step goes on, as one of a trial of so many blocks."""
+
+    def heard(event: Event) -> None:
+        if event.name == "step":
+            listen(replace(event, name="trial", values={"layers": layers, "loss": event.values["loss"]}))
+
+    return heard
 
 
 def cut_copy(classifier: Classifier, depth: int, *, start: int | None) -> Classifier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -80,15 +80,22 @@ def named_weights(classifier: Classifier) -> dict[str, nn.Parameter]:
 def swapped(classifier: Classifier, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block some weights are replaced, by those from before tuning say."""
     own = named_weights(classifier)
-    kept = {name: own[name].detach().clone() for name in weights}
+    kept = copies((name, own[name]) for name in weights)
     try:
-        _put(own, weights)
+        put(classifier, weights)
         yield
     finally:
-        _put(own, kept)
+        put(classifier, kept)
 
 
-def _put(own: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+def copies(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """What named weights are at this moment."""
+    return {name: weight.detach().clone() for name, weight in weights}
+
+
+def put(classifier: Classifier, weights: Mapping[str, Tensor]) -> None:
+    """Set weights to what `copies` gave of those that `trainable` or `named_weights` names."""
+    own = named_weights(classifier)
     with torch.no_grad():
         for name, weight in weights.items():
             own[name].copy_(weight)

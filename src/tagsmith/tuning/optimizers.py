@@ -44,8 +44,11 @@ def _height(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def set_rates(optimizer: torch.optim.Optimizer, *, step: int, total: int, config: TuningConfig) -> None:
-    """Set the rates of step `step` (from 0) of `total`: a rise over the warm-up, then a line to zero or a constant."""
+def set_rates(optimizer: torch.optim.Optimizer, *, step: int, total: int, config: TuningConfig) -> float:
+    """Set the rates of step `step` (from 0) of `total`: a rise over the warm-up, then the course of the schedule.
+
+    What is given back is the rate of the backbone's uppermost weights.
+    """
     rise = round(config.warmup * total)
     if step < rise:
         share = (step + 1) / (rise + 1)
@@ -57,3 +60,4 @@ def set_rates(optimizer: torch.optim.Optimizer, *, step: int, total: int, config
         share = 1.0
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
+    return config.learning_rate * share

@@ -6,11 +6,18 @@ Axes: N texts, D width, C labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tagsmith.errors import SettingError
+from tagsmith.events import listened, silent
+from tagsmith.model.activations import FrozenBlocks, States, frozen_states
+from tagsmith.model.classifier import Classifier, pool_states
+from tagsmith.model.heads import LinearHead
+from tagsmith.tuning.learner import Part
 from tagsmith.tuning.losses import summed_loss
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -31,6 +38,42 @@ class Probe:
     def logits(self, pooled_ND: Tensor) -> Tensor:
         """Logits `(N, C)`."""
         return torch.nn.functional.linear(pooled_ND, self.weight_CD, self.bias_C)
+
+
+def fit_head(
+    head: nn.Module, pooled_ND: Tensor, part: Part, *, seed: int, steps: int, class_weights_C: Tensor | None
+) -> Probe:
+    """Set a head to the probe of what it sees of a part, whose penalty is chosen by cross-validation over its groups.
+
+    SettingError when it is not linear.
+    """
+    if not isinstance(head, LinearHead):
+        raise SettingError(
+            "tuning.start is 'probe', but the head is not linear (model.head = 'mlp'). "
+            "Take a linear head, or tuning.start = 'random'."
+        )
+    score, truth = head.score, torch.from_numpy(part.truth)
+    groups = np.arange(len(truth)) if part.groups is None else part.groups
+    options: dict[str, Any] = {"classes": score.out_features, "bias": score.bias is not None}
+    strength, _ = choose_strength(pooled_ND, truth, groups, seed=seed, **options)
+    probe = fit_probe(pooled_ND, truth, strength=strength, class_weights_C=class_weights_C, steps=steps, **options)
+    with torch.no_grad():
+        score.weight.copy_(probe.weight_CD)
+        if probe.bias_C is not None:
+            score.bias.copy_(probe.bias_C)
+    return probe
+
+
+def seen_by_head(
+    classifier: Classifier, part: Part, states: States | None, *, start: int | None, dtype: torch.dtype
+) -> Tensor:
+    """What the head sees of the texts of a part `(N, D)`; the states that enter block `start` are used if at hand."""
+    classifier.eval()
+    depth = classifier.backbone.depth
+    if states is None or not start:
+        frozen = FrozenBlocks(classifier.backbone, stop=depth, dtype=dtype)
+        states, start = listened(frozen_states(frozen, part.tokens), silent), depth
+    return torch.from_numpy(pool_states(classifier, states, start=start))
 
 
 def fit_probe(

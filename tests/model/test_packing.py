@@ -1,0 +1,50 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tagsmith.model.packing import keep_few_kernels
+
+NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+GROWTH = """
+import sys
+import psutil
+import torch
+from tagsmith.model.device import processor_has_bf16
+from tagsmith.model.packing import keep_few_kernels
+
+if not processor_has_bf16():
+    print("none")
+    raise SystemExit
+torch.set_num_threads(1)
+if sys.argv[1] == "few":
+    keep_few_kernels()
+weight = torch.randn(192, 192).bfloat16()
+for tokens in range(64, 64 + 600):
+    if tokens == 264:
+        before = psutil.Process().memory_info().rss
+    torch.nn.functional.linear(torch.randn(tokens, 192).bfloat16(), weight)
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+
+
+def test_what_the_environment_says_of_kernels_is_left_alone(monkeypatch):
+    monkeypatch.setenv(NAMES[0], "7")
+    monkeypatch.delenv(NAMES[1], raising=False)
+    keep_few_kernels()
+    assert [os.environ[name] for name in NAMES] == ["7", "128"]
+
+
+def test_many_shapes_of_batches_take_no_more_memory_than_a_few():
+    plain = {key: value for key, value in os.environ.items() if key not in NAMES}
+    grown = [
+        subprocess.run(
+            [sys.executable, "-c", GROWTH, kept], capture_output=True, text=True, check=True, env=plain
+        ).stdout
+        for kept in ("few", "all")
+    ]
+    if grown[0].strip() == "none":
+        pytest.skip("this processor has no bf16 of its own, and PyTorch no kernels for each shape")
+    few, every = map(float, grown)
+    assert few < every / 4
