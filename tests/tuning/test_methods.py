@@ -4,7 +4,8 @@ import torch
 from tagsmith.config import ModelConfig, TuningConfig
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
-from tagsmith.tuning.methods import first_tuned_block, swapped, trainable
+from tagsmith.model.device import arithmetic
+from tagsmith.tuning.methods import first_tuned_block, step_arithmetic, swapped, trainable
 
 
 @pytest.fixture
@@ -41,3 +42,25 @@ def test_swapped_weights_come_back_after_an_error(classifier):
     with pytest.raises(RuntimeError), swapped(classifier, {"head.score.weight": torch.zeros_like(before)}):
         raise RuntimeError
     assert torch.equal(classifier.head.score.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "depth", "fp32"),
+    [
+        ({"method": "head"}, 12, True),
+        ({"method": "last_layers", "blocks": 1}, 12, True),
+        ({"method": "last_layers", "blocks": 2}, 12, True),
+        ({"method": "last_layers", "blocks": 3}, 12, False),
+        ({"method": "lora"}, 2, True),
+        ({"method": "lora"}, 3, False),
+        ({"method": "full"}, 2, False),
+    ],
+)
+def test_few_blocks_step_in_fp32_on_the_cpu(settings, depth, fp32):
+    here, there = torch.device("cpu"), torch.device("mps")
+    config = TuningConfig(**settings)
+    expected = torch.float32 if fp32 else arithmetic("auto", here)
+    assert step_arithmetic(config, depth=depth, device=here) is expected
+    asked = config.model_copy(update={"precision": "bf16"})
+    assert step_arithmetic(asked, depth=depth, device=here) is torch.bfloat16
+    assert step_arithmetic(asked, depth=depth, device=there) is torch.bfloat16

@@ -69,7 +69,7 @@ class Memory:
     def activations(self, plan: Plan) -> int:
         """What the backward pass of the largest micro-batch needs in all blocks that learn, with casts of weights."""
         blocks = plan.blocks_above
-        casts = plan.dtype.itemsize * blocks * plan.weights.block if plan.dtype.itemsize < FP32 else 0
+        casts = plan.step_dtype.itemsize * blocks * plan.weights.block if plan.step_dtype.itemsize < FP32 else 0
         per_token = self.per_token * blocks
         if plan.config.tuning.gradient_checkpointing:
             per_token = self.per_token + FP32 * plan.width * blocks

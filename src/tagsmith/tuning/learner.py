@@ -19,8 +19,9 @@ from tagsmith.data.encoding import Tokens
 from tagsmith.errors import ResourceError, is_out_of_memory
 from tagsmith.model.activations import States
 from tagsmith.model.classifier import Classifier
-from tagsmith.model.device import arithmetic, device_of, sent
+from tagsmith.model.device import device_of, sent
 from tagsmith.tuning.losses import right_rows, summed_loss
+from tagsmith.tuning.methods import step_arithmetic
 from tagsmith.tuning.parallel import ranks_here
 
 
@@ -62,7 +63,7 @@ class Learner:
         self.states, self.start = states, start
         self.device, self.ranks = device_of(classifier), ranks_here()
         self.class_weights_C = None if class_weights_C is None else class_weights_C.to(self.device)
-        self.dtype = arithmetic(config.precision, self.device)
+        self.dtype = step_arithmetic(config, depth=classifier.backbone.depth, device=self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.skipped = 0
         self.tokens_per_batch, self.notes = config.tokens_per_batch, list[str]()

@@ -23,7 +23,7 @@ from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
 from tagsmith.model.heads import LinearHead
 from tagsmith.tuning.learner import Part
-from tagsmith.tuning.methods import first_tuned_block
+from tagsmith.tuning.methods import first_tuned_block, step_arithmetic
 
 GIB = 2**30
 FP32 = 4
@@ -62,7 +62,7 @@ class Plan:
     """One tuning, in counts. `depth` blocks, of which those from `start` on learn (None: the embeddings too).
 
     `sizes (N,)` are the tokens of the training texts; `rows` says what each part holds; `width` is that of a state and
-    `dtype` its arithmetic; `reads_last_row` says that the last block runs on one row a text.
+    `dtype` its arithmetic, `step_dtype` that of a step; `reads_last_row` says that the last block runs on a row a text.
     """
 
     config: Config
@@ -74,6 +74,7 @@ class Plan:
     rows: Mapping[str, Rows]
     width: int
     dtype: torch.dtype
+    step_dtype: torch.dtype
     reads_last_row: bool
 
     @property
@@ -251,6 +252,7 @@ def plan_of(classifier: Classifier, parts: Mapping[str, Part], config: Config) -
         rows=rows,
         width=backbone.width,
         dtype=arithmetic(tuning.precision, device_of(classifier)),
+        step_dtype=step_arithmetic(tuning, depth=backbone.depth, device=device_of(classifier)),
         reads_last_row=classifier.pooling == "last" and backbone.supports_last_row(longest),
     )
 
