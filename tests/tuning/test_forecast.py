@@ -10,7 +10,7 @@ from tagsmith.errors import ResourceError
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
 from tagsmith.tuning.fitting import Memory, Room, fitting, free_in_group, peak, require_fit, resident
-from tagsmith.tuning.forecast import lasting, make_forecast, spread
+from tagsmith.tuning.forecast import Pace, lasting, make_forecast, spread
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import tune
 from tagsmith.tuning.plan import plan_of
@@ -245,3 +245,8 @@ def test_a_run_has_its_plan_in_the_report_and_what_was_measured_apart(llama_bund
     page = (llama_bundle / "report.html").read_text(encoding="utf-8")
     assert "Forecast and truth" in page
     assert f"came {run['truth']['seconds']:.1f} with " in page
+
+
+def test_a_batch_costs_something_once_and_each_block_again():
+    pace = Pace(block=2.0, once=3.0)
+    assert [pace.seconds(10, blocks=blocks) for blocks in (0, 1, 4)] == [0, 50, 110]

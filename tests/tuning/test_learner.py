@@ -7,7 +7,7 @@ from tagsmith.errors import ResourceError
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
 from tagsmith.tuning.learner import Learner, Part
-from tagsmith.tuning.loop import StoppedError, tune
+from tagsmith.tuning.loop import Loop, StoppedError, tune
 from tagsmith.tuning.methods import copies, trainable
 
 NAMES = Labels.of(["complaint", "praise"])
@@ -105,3 +105,16 @@ def test_gradients_do_not_depend_on_the_size_of_micro_batches(ready):
         gradients.append([weight.grad for weight in weights])
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(("blocks", "dtype"), [(2, torch.float32), (3, torch.bfloat16)])
+def test_few_blocks_learn_in_fp32_from_states_in_bf16(blocks, dtype, ready, monkeypatch):
+    monkeypatch.setattr("tagsmith.model.device.processor_has_bf16", lambda: True)
+    classifier, parts = ready()
+    config = settings(method="last_layers", blocks=blocks, precision="auto")
+    loop = Loop(classifier, parts, config, metric=lambda truth, probs: 0.0)
+    for event in loop.events():
+        if event.name == "step":
+            break
+    assert loop.learner.dtype is dtype
+    assert all(states.hidden_TD.dtype is torch.bfloat16 for states in loop.tuned.states.values())
