@@ -152,7 +152,7 @@ def _originals(most: int) -> Iterator[str]:
 
 def _tagsmith(arguments: argparse.Namespace) -> dict:
     from tagsmith.config import DataConfig
-    from tagsmith.data.cleaning import clean_table
+    from tagsmith.data.column_cleaning import clean_table
     from tagsmith.data.duplicates import group_duplicates
     from tagsmith.data.readers import read
     from tagsmith.data.splitting import split

@@ -75,8 +75,8 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
 
 def _fit_baselines(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> None:
     """Fit TF-IDF on the rows that the LLM learned from, and save it beside the LLM."""
-    from tagsmith.deployment.bundle import write_baselines
-    from tagsmith.model.lexical import fit_lexical, fit_lexical_sets
+    from tagsmith.deployment.baselines import write_baselines
+    from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
 
     run.listen(Event("evaluation", "baselines", values={"text": "TF-IDF on the same rows"}))
     table, truth, labels = prepared.splits.train, result.parts["train"].truth, bundle.engine.labels

@@ -24,11 +24,12 @@ import polars as pl
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, settings_of
-from tagsmith.data.cleaning import clean_table
+from tagsmith.data.column_cleaning import clean_table
 from tagsmith.data.labelling import SIMILAR
+from tagsmith.data.pairs import PAIR
 from tagsmith.data.preparing import Prepared, prepare, prepare_given
 from tagsmith.data.readers import is_url, read_as, redacted
-from tagsmith.data.table import PAIR, Table
+from tagsmith.data.table import Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.measuring import book_tables, data_section, measure_test, mistakes
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.evaluation.report import Report
     from tagsmith.evaluation.thresholds import Thresholds
-    from tagsmith.model.classifier import Calibration, Classifier
+    from tagsmith.model.calibration import Calibration
+    from tagsmith.model.classifier import Classifier
     from tagsmith.tuning.learner import Part
     from tagsmith.tuning.loop import Tuned
 
@@ -528,7 +530,7 @@ def _count_tokens(classifier: Classifier, prepared: Prepared, run: Run) -> None:
 def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Calibration:
     """A temperature from the calibration rows, after undoing the prior of re-balanced training rows."""
     from tagsmith.evaluation.calibration import fit_set_temperature, fit_temperature, prior_offset
-    from tagsmith.model.classifier import Calibration
+    from tagsmith.model.calibration import Calibration
 
     offset, multi_label = None, classifier.labels.multi_label
     if multi_label and prepared.class_weights is not None:
@@ -549,8 +551,10 @@ def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: 
 
 def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Bundle:
     from tagsmith.deployment.adapter import write_adapter
-    from tagsmith.deployment.bundle import reload, write_classifier, write_probes
     from tagsmith.deployment.manifest import flush_meanwhile
+    from tagsmith.deployment.saving import write_probes
+    from tagsmith.deployment.torch_engine import reload
+    from tagsmith.deployment.weights import write_classifier
     from tagsmith.model.device import device_of
 
     assert run.weights is not None, "the model was built"
@@ -587,7 +591,7 @@ def _data_hash(prepared: Prepared) -> str:
 def _write_report(
     bundle: Bundle, report: Mapping[str, Any], probs_NC: np.ndarray, prepared: Prepared, result: Result, run: Run
 ) -> None:
-    from tagsmith.deployment.bundle import write_report
+    from tagsmith.deployment.saving import write_report
     from tagsmith.model.device import device_of, name_of
 
     facts = {

@@ -16,6 +16,10 @@ from typing import Any
 from tagsmith.errors import SettingError
 
 PLUGINS = {
+    "engine": {
+        "tfidf": "tagsmith.deployment.tfidf_engine:open_tfidf",
+        "torch-fp32": "tagsmith.deployment.torch_engine:open_fp32",
+    },
     "tracker": {
         "jsonl": "tagsmith.trackers:json_lines",
         "mlflow": "tagsmith.trackers:MLflow",

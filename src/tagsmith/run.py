@@ -20,7 +20,8 @@ from tagsmith.labels import Labels
 
 if TYPE_CHECKING:
     from tagsmith.evaluation.thresholds import Thresholds
-    from tagsmith.model.classifier import Calibration, Classifier
+    from tagsmith.model.calibration import Calibration
+    from tagsmith.model.classifier import Classifier
     from tagsmith.tuning.depth import DepthChoice
     from tagsmith.tuning.forecast import Forecast
     from tagsmith.tuning.learner import Part

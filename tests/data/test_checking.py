@@ -9,7 +9,8 @@ import pytest
 from tagsmith.config import DataConfig
 from tagsmith.data.checking import alike, check
 from tagsmith.data.duplicates import group_duplicates
-from tagsmith.data.table import PAIR, Table
+from tagsmith.data.pairs import PAIR
+from tagsmith.data.table import Table
 from tagsmith.data.token_lengths import TokenLengths
 
 ROOT = Path(__file__).parents[2]

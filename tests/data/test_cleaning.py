@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.data.cleaning import STEPS, clean, clean_table, clean_text, clean_texts, would_change
-from tagsmith.data.table import PAIR, Table
+from tagsmith.data.cleaning import STEPS, clean_text, clean_texts
+from tagsmith.data.column_cleaning import clean, clean_table, would_change
+from tagsmith.data.pairs import PAIR
+from tagsmith.data.table import Table
 
 ALL = tuple(step for step in STEPS if step != "nfc")
 PIECES = [

@@ -2,8 +2,8 @@ import polars as pl
 import pytest
 
 from tagsmith.data.columns import find_columns, texts_of
+from tagsmith.data.pairs import PAIR
 from tagsmith.data.readers import read
-from tagsmith.data.table import PAIR
 from tagsmith.errors import DataError
 
 FRAME = pl.DataFrame(

@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 from tokenizers import Tokenizer
 
-from tagsmith.data.table import PAIR
+from tagsmith.data.pairs import PAIR
 from tagsmith.data.token_lengths import measure_tokens, spaced
 
 

@@ -7,19 +7,16 @@ import torch
 
 from tagsmith.config import ModelConfig
 from tagsmith.data.encoding import Encoder
-from tagsmith.deployment.bundle import (
-    PROBES,
-    load,
-    read_baselines,
-    reload,
-    write_baselines,
-    write_classifier,
-    write_probes,
-)
+from tagsmith.deployment.baselines import read_baselines, write_baselines
+from tagsmith.deployment.bundle import load
+from tagsmith.deployment.saving import PROBES, write_probes
+from tagsmith.deployment.torch_engine import reload
+from tagsmith.deployment.weights import write_classifier
 from tagsmith.labels import Labels
 from tagsmith.model.backbone import load_backbone
-from tagsmith.model.classifier import Calibration, Scorer, assemble, build
-from tagsmith.model.lexical import fit_lexical
+from tagsmith.model.calibration import Calibration
+from tagsmith.model.classifier import Scorer, assemble, build
+from tagsmith.model.lexical_fitting import fit_lexical
 
 NAMES = Labels.of(["complaint", "neither", "praise"])
 TEXTS = ["lovely room", "a", "the waiter was rude " * 4, "Größe 12 😀", "the <|im_end|> end", "tasty  bread\n"]
@@ -220,7 +217,9 @@ def test_the_logits_of_the_probes_are_found_again(llama_bundle):
     bundle = load(llama_bundle)
     lines = [json.loads(line) for line in (llama_bundle / "probe.jsonl").read_text().splitlines()]
     assert tuple(line["text"] for line in lines) == PROBES
-    np.testing.assert_allclose(bundle.engine.logits(PROBES), [line["logits"] for line in lines], atol=1e-5)
+    np.testing.assert_allclose(
+        bundle.engine.logits_of(bundle.engine.encode(PROBES)), [line["logits"] for line in lines], atol=1e-5
+    )
 
 
 def test_probes_are_written_by_the_engine_that_answers(written):
@@ -228,7 +227,7 @@ def test_probes_are_written_by_the_engine_that_answers(written):
     bundle = reload(folder)
     write_probes(folder, bundle.engine)
     logits = [json.loads(line)["logits"] for line in (folder / "probe.jsonl").read_text().splitlines()]
-    np.testing.assert_allclose(bundle.engine.logits(PROBES), logits, atol=1e-6)
+    np.testing.assert_allclose(bundle.engine.logits_of(bundle.engine.encode(PROBES)), logits, atol=1e-6)
 
 
 def test_saved_baselines_are_the_fitted_ones(tmp_path, make_rows):

@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from tagsmith.data.cleaning import clean_texts
-from tagsmith.deployment.bundle import load, reload
+from tagsmith.deployment.bundle import load
 from tagsmith.deployment.scoring import score
+from tagsmith.deployment.torch_engine import reload
 from tagsmith.errors import DataError
 from tagsmith.pipeline import evaluate, train
 
@@ -51,7 +52,8 @@ def test_every_way_of_answering_sees_cleaned_text(bundle, tmp_path, save_csv):
     answers = bundle.answer(DIRTY)
     assert [answer.reason for answer in answers] == [None, None, "empty"]
     np.testing.assert_array_equal([answer.probabilities for answer in answers[:2]], expected[:2])
-    np.testing.assert_array_equal(bundle.engine.logits(DIRTY[:2]), bundle.engine.logits(CLEAN[:2]))
+    dirty, clean = (bundle.engine.encode(texts[:2]) for texts in (DIRTY, CLEAN))
+    np.testing.assert_array_equal(bundle.engine.logits_of(dirty), bundle.engine.logits_of(clean))
     for name, probs_NC in bundle.baseline_probabilities(DIRTY).items():
         np.testing.assert_array_equal(probs_NC, bundle.baseline_probabilities(CLEAN)[name])
     score(bundle, save_csv(tmp_path / "in.csv", [[text] for text in DIRTY], header=["text"]), out=tmp_path / "o.jsonl")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagsmith.data.encoding import Encoder
-from tagsmith.data.table import PAIR
+from tagsmith.data.pairs import PAIR
 from tagsmith.model import attention
 from tagsmith.model.attention import SHORT, _is_short, _written_out
 from tagsmith.model.backbone import FAMILIES, Backbone, load_backbone

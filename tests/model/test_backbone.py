@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tagsmith.data.encoding import Encoder
-from tagsmith.data.table import PAIR
+from tagsmith.data.pairs import PAIR
 from tagsmith.errors import SettingError
 from tagsmith.model.backbone import FAMILIES, Backbone, load_backbone
 from tagsmith.model.packing import inference_copy

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tagsmith.config import ModelConfig
 from tagsmith.errors import SettingError
 from tagsmith.labels import Labels
-from tagsmith.model.classifier import Calibration, Scorer, build
+from tagsmith.model.calibration import Calibration
+from tagsmith.model.classifier import Scorer, build
 
 NAMES = Labels.of(["a", "b", "c"])
 WORDS = ["lovely", "room", "rude", "the", "<|im_end|>", "<|endoftext|>", "[SEP]", "😀", "12", "Größe", "\x00", "a" * 30]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagsmith.data.encoding import MOST_WINDOWS, Encoder, mean_of_pieces
-from tagsmith.data.table import PAIR
+from tagsmith.data.pairs import PAIR
 from tagsmith.errors import DataError, SettingError
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)

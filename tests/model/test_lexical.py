@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.model.lexical import _folds, fit_lexical, fit_lexical_sets
+from tagsmith.model.lexical_fitting import _folds, fit_lexical, fit_lexical_sets
 
 SPAM = ["win cash now", "free prize call now", "claim your free cash", "urgent: win a prize", "call now to claim"]
 HAM = [
@@ -74,10 +74,10 @@ _MODEL = fit([*SPAM, *HAM] * 3, [1] * 5 * 1 + [0] * 5 + ([1] * 5 + [0] * 5) * 2)
 def test_terms_are_scikit_learns_words_and_characters(texts):
     from sklearn.feature_extraction.text import CountVectorizer
 
-    from tagsmith.model.lexical import _fold, _Vectoriser
+    from tagsmith.model.lexical import Vectoriser, _fold
 
     folded = [_fold(text) for text in texts]
-    counts = _Vectoriser.of(texts, least=1).count(texts)
+    counts = Vectoriser.of(texts, least=1).count(texts)
     words = CountVectorizer(analyzer="word", token_pattern=r"(?u)\w+", ngram_range=(1, 2))
     n_grams = CountVectorizer(analyzer=_windows)
     expected = 0

@@ -117,7 +117,7 @@ def test_a_run_there_saves_and_measures_as_on_the_cpu(
 ):
     from tagsmith.pipeline import train
 
-    for place in ("tagsmith.model.device", "tagsmith.deployment.bundle"):
+    for place in ("tagsmith.model.device", "tagsmith.deployment.torch_engine"):
         monkeypatch.setattr(f"{place}.choose_device", lambda wanted: stand_in.DEVICE)
     with stand_in.device():
         train(toy_csv, out=tmp_path / "bundle", config=quick_config())

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from tagsmith.config import DataConfig
-from tagsmith.data.cleaning import would_change
+from tagsmith.data.column_cleaning import would_change
 from tagsmith.data.conflicts import conflicting_rows, label_keys
 from tagsmith.data.duplicates import Grouped, leak
 from tagsmith.data.findings import Finding, find

@@ -1,7 +1,7 @@
 """Texts as their authors meant them: each step optional and counted, the same in training and in serving.
 
 A step is applied to one text at a time, and the whole row of steps until nothing changes any more, so that cleaning a
-clean text does nothing. In bulk, Polars picks the rows that could change and only those reach Python.
+clean text does nothing. `column_cleaning` does the same in bulk; nothing here needs more than Python.
 """
 
 from __future__ import annotations
@@ -10,63 +10,18 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from html.entities import html5
 
-import numpy as np
-import polars as pl
-
-from tagsmith.data.table import PAIR, Table
+from tagsmith.data.pairs import PAIR
 
 STEPS = ("mojibake", "html", "email", "invisible", "nfc", "nfkc", "spaces")
 """Every step, in the order in which they are applied."""
-MOST_ROWS_LISTED = 1000
-"""Row numbers kept in a line of history; its count is of all rows."""
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """Cleaned texts `(N,)`, and for each step which of them it changed, `(N,)` bool."""
-
-    texts: pl.Series
-    changed: Mapping[str, np.ndarray]
-
-
-def clean(texts: pl.Series, steps: Sequence[str]) -> Cleaned:
-    """`clean_text` for a column, with what each step did; a null stays null."""
-    asked = in_order(steps)
-    changed = {step: np.zeros(len(texts), dtype=bool) for step in asked}
-    places = np.flatnonzero(_suspicious(texts, asked).to_numpy()) if asked else np.empty(0, dtype=np.int64)
-    cleaned = []
-    for place, text in zip(places.tolist(), texts[places].to_list(), strict=True):
-        cleaned.append(_cleaned(text, asked, lambda step, place=place: changed[step].__setitem__(place, True)))
-    if any(mask.any() for mask in changed.values()):
-        texts = texts.clone().scatter(places, pl.Series(cleaned, dtype=pl.String))
-    return Cleaned(texts, changed)
-
-
-def clean_table(table: Table, steps: Sequence[str]) -> Table:
-    """The table with clean texts, a line of history for each step; rows that have no text any more are dropped."""
-    found = clean(table.frame["text"], steps)
-    for step, mask in found.changed.items():
-        count, rows = int(mask.sum()), table.rows[mask][:MOST_ROWS_LISTED].tolist()
-        table = table.changed(table.frame, step=f"clean: {step}", reason=f"{_DONE[step]} in {count:,} rows", rows=rows)
-    if not found.changed:
-        return table
-    frame = table.frame.with_columns(found.texts.alias("text"))
-    table = Table(frame, table.history)
-    empty = frame.select(pl.col("text").str.contains(_SOMETHING).not_()).to_series()
-    if not empty.any():
-        return table
-    rows = frame.filter(empty)["row"].head(MOST_ROWS_LISTED).to_list()
-    reason = f"no text after cleaning: {int(empty.sum()):,} rows"
-    return table.changed(frame.filter(~empty), step="drop", reason=reason, rows=rows)
 
 
 def clean_texts(texts: Sequence[str], steps: Sequence[str]) -> list[str]:
     """`clean_text` for a few texts."""
     asked = in_order(steps)
-    return [_cleaned(text, asked, _unheard) for text in texts] if asked else list(texts)
+    return [cleaned(text, asked, _unheard) for text in texts] if asked else list(texts)
 
 
 def clean_text(text: str, steps: Sequence[str]) -> str:
@@ -76,7 +31,7 @@ def clean_text(text: str, steps: Sequence[str]) -> str:
     headers, quoted lines, signature; `invisible`: characters that show nothing; `nfc` or `nfkc`: Unicode's composed or
     compatible form; `spaces`: each run of white space one space, or one line end where it holds one.
     """
-    return _cleaned(text, in_order(steps), _unheard)
+    return cleaned(text, in_order(steps), _unheard)
 
 
 def in_order(steps: Sequence[str]) -> tuple[str, ...]:
@@ -84,32 +39,15 @@ def in_order(steps: Sequence[str]) -> tuple[str, ...]:
     return tuple(step for step in STEPS if step in steps)
 
 
-def would_change(texts: pl.Series) -> dict[str, int]:
-    """How many of the texts each step alone would change."""
-    return {step: int(clean(texts, [step]).changed[step].sum()) for step in STEPS}
-
-
-_DONE = {
-    "mojibake": "text decoded with the wrong encoding mended",
-    "html": "HTML removed",
-    "email": "e-mail headers, quoted lines or signatures removed",
-    "invisible": "invisible characters removed",
-    "nfc": "characters composed (Unicode NFC)",
-    "nfkc": "characters in their compatible form (Unicode NFKC)",
-    "spaces": "white space folded",
-}
-_SOMETHING = rf"[^\s{PAIR}]"
-
-
 # --- one text -------------------------------------------------------------------------------------------------------
 
 _MOST_ROUNDS = 20
 
 
-def _cleaned(text: str, steps: Sequence[str], tell: Callable[[str], object]) -> str:
-    """`tell` hears each step that changed something."""
+def cleaned(text: str, steps: Sequence[str], tell: Callable[[str], object]) -> str:
+    """`clean_text` with steps that are in order; `tell` hears each one that changed something."""
     if PAIR in text:
-        return PAIR.join(_cleaned(side, steps, tell) for side in text.split(PAIR))
+        return PAIR.join(cleaned(side, steps, tell) for side in text.split(PAIR))
     for _ in range(_MOST_ROUNDS):
         before = text
         for step in steps:
@@ -121,7 +59,7 @@ def _cleaned(text: str, steps: Sequence[str], tell: Callable[[str], object]) -> 
             return text
     # Only markup made to be nested without end gets here; without its signs there is nothing left to unfold.
     rest = [step for step in steps if step != "html"]
-    return _cleaned(re.sub("[<&>]", " ", text), rest, tell) if "html" in steps else text
+    return cleaned(re.sub("[<&>]", " ", text), rest, tell) if "html" in steps else text
 
 
 def _unheard(step: str) -> None:
@@ -348,7 +286,7 @@ _FUNCTIONS: Mapping[str, Callable[[str], str]] = {
 # --- which rows could change ----------------------------------------------------------------------------------------
 
 # A text in which no pattern of the asked steps is found is left as it is by each of them, and so by all in a row.
-_SUSPICIONS = {
+SUSPICIONS = {
     "mojibake": r"[^\x00-\x7f]",
     "html": r"<[A-Za-z/!?]|&[A-Za-z#]",
     "email": r"\n",
@@ -360,9 +298,3 @@ _SUSPICIONS = {
         "|[\t\x0b\x0c\r\x85\xa0\u1680\u2000-\u200a\u2028-\u202f\u205f\u3000]"
     ),
 }
-
-
-def _suspicious(texts: pl.Series, steps: Sequence[str]) -> pl.Series:
-    # One side of a pair may begin or end with a space.
-    patterns = [_SUSPICIONS[step] for step in steps] + ([PAIR] if "spaces" in steps else [])
-    return texts.str.contains("|".join(patterns)).fill_null(value=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from tagsmith.data.files import listed
-from tagsmith.data.table import PAIR
+from tagsmith.data.pairs import PAIR
 from tagsmith.errors import DataError
 
 TEXT_NAMES = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tagsmith.data.table import PAIR
+from tagsmith.data.pairs import PAIR
 from tagsmith.errors import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ class Tokens:
         pieces, owners = self.pieces(rows)
         offsets = np.concatenate([[0], np.cumsum(self.lengths[pieces])]).astype(np.int64)
         return Tokens(self.ids[self.places(pieces)], offsets, owners, self.truncated[rows])
+
+    def emptied(self, rows: np.ndarray) -> Tokens:
+        """The same, but for some texts, which have no tokens any more."""
+        emptied = np.isin(self.rows, rows)
+        lengths = np.where(emptied, 0, self.lengths)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Tokens(self.ids[np.repeat(~emptied, self.lengths)], offsets, self.rows, self.truncated)
 
     def places(self, pieces: np.ndarray) -> np.ndarray:
         """Where the tokens of some pieces lie in `ids`, one piece after the other."""

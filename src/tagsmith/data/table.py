@@ -13,9 +13,6 @@ from tagsmith.errors import DataError
 
 T = TypeVar("T")
 U = TypeVar("U")
-PAIR = "\x1e"
-"""The separator of a text pair, whose two texts are one string."""
-
 
 LISTED = 1000
 """Most row numbers that a line of history lists; it counts all."""

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from tagsmith.data.languages import WORD
-from tagsmith.data.table import PAIR
+from tagsmith.data.pairs import PAIR
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

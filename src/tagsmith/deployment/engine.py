@@ -1,15 +1,24 @@
-"""A loaded bundle that answers: texts in, labels and probabilities out."""
+"""A loaded bundle that answers: texts in, labels and probabilities out. Nothing here needs torch.
+
+Axes: N texts, C labels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from tagsmith.data.cleaning import clean_texts
+from tagsmith.data.encoding import Tokens
+from tagsmith.deployment.manifest import verify
+from tagsmith.deployment.recipe import read_settings
 from tagsmith.labels import Labels
-from tagsmith.model.classifier import Classifier, Scorer
+from tagsmith.plugins import find
+
+TEXTS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class Answer:
     `label` and `probability` are None for a text that gets no answer, and `reason` says why (`empty`);
     `truncated` says that the text was longer than the classifier reads. `labels` are all that were found: one, or
     where a text may have several those from their thresholds on, in output order; `label` and `probability` are None
-    then, whatever was found.
+    then, whatever was found. `abstained` says that the likeliest label was not likely enough to be answered.
     """
 
     label: str | None
@@ -28,53 +37,112 @@ class Answer:
     truncated: bool
     reason: str | None = None
     labels: tuple[str, ...] = ()
+    abstained: bool = False
 
 
-class TorchEngine:
-    """PyTorch in fp32, the reference of every other engine. Texts are cleaned by the steps of `cleaning` first."""
+class Engine(Protocol):
+    """What computes the answers of a bundle. All engines of one bundle give the same answers, by their gates.
 
-    name = "torch-fp32"
+    `thresholds (C,)` are the probabilities from which on labels are answered, None where the likeliest one is;
+    `max_tokens` is what is read of a text at most, None for all of it.
+    """
 
-    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512, cleaning: Sequence[str] = ()) -> None:
-        self.labels: Labels = classifier.labels
-        self.cleaning = tuple(cleaning)
-        self._classifier = classifier
-        self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch)
-
-    @property
-    def scorer(self) -> Scorer:
-        """What computes the answers."""
-        return self._scorer
+    name: str
+    labels: Labels
+    tokens_per_batch: int
 
     @property
     def thresholds(self) -> np.ndarray | None:
-        """The probabilities `(C,)` from which on labels are answered; None where the likeliest one is."""
-        return self._classifier.thresholds
+        """The probabilities `(C,)` from which on labels are answered."""
+        ...
 
     @property
-    def classifier(self) -> Classifier:
-        """The classifier that answers."""
-        return self._classifier
+    def multi_label(self) -> bool:
+        """Whether a text may have several labels, or none."""
+        ...
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """Logits `(N, C)` float32."""
-        return self._scorer.logits(self._classifier.encoder.encode(clean_texts(texts, self.cleaning)))
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens are read of a text."""
+        ...
 
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Calibrated probabilities `(N, C)` float64; NaN for an empty text."""
-        return self._scorer.probabilities(clean_texts(texts, self.cleaning))[0]
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+        """The tokens of cleaned texts, and of their second ones; no text becomes a control token.
 
-    def answer(self, texts: Sequence[str]) -> list[Answer]:
+        A text without any letter or sign has no tokens. DataError for one that is not valid Unicode, SettingError for
+        pairs that the bundle does not know.
+        """
+        ...
+
+    def logits_of(self, tokens: Tokens) -> np.ndarray:
+        """Logits `(N, C)` of texts; NaN for one without tokens."""
+        ...
+
+    def probabilities_of(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities `(N, C)` float64 of logits; NaN stays NaN."""
+        ...
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
         """An answer for each text, in order."""
-        probs_NC, truncated_N = self._scorer.probabilities(clean_texts(texts, self.cleaning))
-        return [self._answer(probs_C, cut=bool(cut)) for probs_C, cut in zip(probs_NC, truncated_N, strict=True)]
+        ...
 
-    def _answer(self, probs_C: np.ndarray, *, cut: bool) -> Answer:
-        if np.isnan(probs_C).any():
-            return Answer(None, None, (), cut, reason="empty")
-        probabilities, names = tuple(float(p) for p in probs_C), self.labels.names
-        if self.thresholds is not None:
-            found = tuple(names[i] for i in np.flatnonzero(probs_C >= self.thresholds))
-            return Answer(None, None, probabilities, cut, labels=found)
-        best = int(probs_C.argmax())
-        return Answer(names[best], probabilities[best], probabilities, cut, labels=(names[best],))
+
+def open_engine(folder: str | Path, name: str = "auto", *, threads: int | None = None, device: str = "cpu") -> Engine:
+    """The engine of this name for a bundle, ready to answer, with so many threads (None: as many as there are cores).
+
+    Raises:
+        BundleError: no bundle, or one that was altered.
+        SettingError: an engine that is unknown, not installed, or that this bundle does not carry.
+    """
+    path = Path(folder)
+    verify(path)
+    settings = read_settings(path)
+    chosen = own_engine(settings) if name == "auto" else name
+    return find("engine", chosen)(path, settings, threads=threads, device=device)
+
+
+def own_engine(settings: object) -> str:
+    """The engine that gives the reference answers of a bundle."""
+    assert isinstance(settings, dict)
+    return "tfidf" if settings.get("kind") == "tfidf" else "torch-fp32"
+
+
+def probabilities(engine: Engine, texts: Sequence[str]) -> np.ndarray:
+    """Calibrated probabilities `(N, C)` float64; NaN for a text without any letter or sign."""
+    return _computed(engine, texts, None)[0]
+
+
+def answers(engine: Engine, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
+    """An answer for each text, in order."""
+    return answers_of(engine, *_computed(engine, texts, pairs))
+
+
+def answers_of(engine: Engine, probs_NC: np.ndarray, truncated_N: np.ndarray) -> list[Answer]:
+    """The answers that probabilities come to."""
+    return [
+        _answer(probs_C, engine.labels, engine.thresholds, cut=bool(cut))
+        for probs_C, cut in zip(probs_NC, truncated_N, strict=True)
+    ]
+
+
+def _computed(engine: Engine, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities `(N, C)`, and whether each text was truncated `(N,)`; part by part, to bound the memory."""
+    probs = np.zeros((len(texts), len(engine.labels)))
+    truncated = np.zeros(len(texts), dtype=bool)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = slice(start, start + TEXTS_AT_ONCE)
+        tokens = engine.encode(texts[part], None if pairs is None else pairs[part])
+        probs[part] = engine.probabilities_of(engine.logits_of(tokens))
+        truncated[part] = tokens.truncated
+    return probs, truncated
+
+
+def _answer(probs_C: np.ndarray, labels: Labels, thresholds: np.ndarray | None, *, cut: bool) -> Answer:
+    if np.isnan(probs_C).any():
+        return Answer(None, None, (), cut, reason="empty")
+    probs, names = tuple(float(p) for p in probs_C), labels.names
+    if thresholds is not None:
+        found = tuple(names[i] for i in np.flatnonzero(probs_C >= thresholds))
+        return Answer(None, None, probs, cut, labels=found)
+    best = int(probs_C.argmax())
+    return Answer(names[best], probs[best], probs, cut, labels=(names[best],))

@@ -6,7 +6,6 @@ Axes: N texts, B texts of a batch, L positions, D width, C labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,36 +19,13 @@ from tagsmith.errors import SettingError
 from tagsmith.labels import Labels
 from tagsmith.model.activations import FrozenBlocks, States
 from tagsmith.model.backbone import Backbone, load_backbone
+from tagsmith.model.calibration import Calibration
 from tagsmith.model.device import device_of, sent, tokens_at_once
 from tagsmith.model.heads import build_head
 from tagsmith.model.packing import inference_copy, side_by_side
 from tagsmith.model.pooling import pool
 
 ROWS_AT_ONCE = 8192
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What turns logits into probabilities: `softmax((logits + offset) / temperature)`.
-
-    `offset (C,)` undoes the prior of re-balanced training rows; None where they were left alone. With `multi_label`
-    each label has a sigmoid of its own instead.
-    """
-
-    temperature: float = 1.0
-    offset: tuple[float, ...] | None = None
-    multi_label: bool = False
-
-    def probabilities(self, logits_NC: np.ndarray) -> np.ndarray:
-        """Probabilities `(N, C)` float64; each row sums to 1, unless a text may have several labels."""
-        shifted = logits_NC.astype(np.float64)
-        if self.offset is not None:
-            shifted = shifted + np.asarray(self.offset)
-        shifted = shifted / self.temperature
-        if self.multi_label:
-            return 1 / (1 + np.exp(np.minimum(-shifted, 700.0)))
-        powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
 
 
 class Classifier(nn.Module):

@@ -2,7 +2,7 @@
 
 A term is one number. A character n-gram packs up to five letters of 12 bits, so that equal numbers mean equal n-grams
 (no hashing, no collisions); a word 1- or 2-gram carries the flag `_WORD` and two word numbers of 31 bits. Terms are
-therefore counted by sorting arrays, and predicting needs numpy alone.
+therefore counted by sorting arrays, and predicting needs numpy alone; `lexical_fitting` fits.
 
 Axes: N rows, V terms of the vocabulary, C labels, M pairs of a row and a term in it.
 """
@@ -14,27 +14,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-_MOST_TERMS = 2**18
 _MOST_LETTERS = 4094  # 12 bits, less 0 for "no letter" and `_RARE`
 _RARE = 4095
 _WORD = np.uint64(1 << 62)
 _LENGTHS = (2, 3, 4, 5)
 _CHUNK_LETTERS = 1_000_000
 _LETTERS_FOR_N_GRAMS = 10_000_000  # above it words alone: n-grams of 33M letters (IMDB) would take 2 GiB
-_LOGISTIC_LABELS = 50
-_LOGISTIC_ROWS = 100_000
-_LOGISTIC_WEIGHTS = 4_000_000  # L-BFGS keeps about 22 copies of them in float64
-_MOST_SET_WEIGHTS = 2**25  # fitting keeps about 6 copies of them in float32
-_MOST_ROWS_TO_CHOOSE = 20_000
-_SMALL_TABLE = 200
-_FOLDS = 3
 
 
 @dataclass(frozen=True)
@@ -60,123 +48,64 @@ class Lexical:
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities `(N, C)` float64 of the labels; each row's answer is independent of its neighbours."""
-        scores_NC = np.tile(self.bias, (len(texts), 1))
-        vectoriser = _Vectoriser(self.letters, self.words, n_grams=self.n_grams)
-        for start, chunk in _chunks(texts):
-            bounds, places, values = _known_terms(vectoriser.count(chunk), self.terms, self.idf)
-            for row in range(len(chunk)):
-                part = slice(bounds[row], bounds[row + 1])
-                scores_NC[start + row] += values[part] @ self.weights[places[part]]
-        return np.exp(-np.logaddexp(0.0, -scores_NC)) if self.multi_label else _softmax(scores_NC * self.scale)
+        return self.probabilities_of(self.scores_of(self.known_terms(texts)))
 
+    def known_terms(self, texts: Sequence[str]) -> Terms:
+        """The terms of texts that stand in the vocabulary."""
+        vectoriser = Vectoriser(self.letters, self.words, n_grams=self.n_grams)
+        parts = [known_terms(vectoriser.count(chunk), self.terms) for chunk in chunks_of(texts)]
+        return joined_terms(parts)
 
-def fit_lexical(
-    texts: Sequence[str],
-    labels: np.ndarray,
-    groups: np.ndarray,
-    *,
-    classes: int,
-    seed: int,
-    weights: np.ndarray | None = None,
-) -> Lexical:
-    """A TF-IDF classifier fitted on `texts` with label ids `(N,)`, its C chosen by group 3-fold cross-validation.
+    def scores_of(self, terms: Terms) -> np.ndarray:
+        """Scores `(N, C)` float64, of each label the higher the likelier."""
+        scores_NC = np.tile(self.bias, (len(terms), 1))
+        values = terms.values(self.terms, self.idf)
+        for row, (start, end) in enumerate(zip(terms.bounds[:-1], terms.bounds[1:], strict=True)):
+            scores_NC[row] += values[start:end] @ self.weights[terms.places[start:end]]
+        return scores_NC
 
-    Word 1-2-grams and character 2-5-grams inside words, sublinear counts, each of the two blocks scaled to length 1.
-    Logistic regression; above 50 labels, 1e5 rows or 4e6 weights a linear SVM, whose scores one temperature, fitted
-    on the out-of-fold scores, turns into probabilities. Terms stand in two rows at least (in one, where a table of
-    under 200 rows would have none); they and their idf come from all rows at once (labels are not looked at), so only
-    the linear model is refitted in each fold. Texts of more than 1e7 letters together give words only. Without any
-    term, or with a single label, the answer is the labels' shares.
-    """
-    vectoriser, matrix, terms, idf = _vocabulary(texts)
-    sizes = np.bincount(labels, weights=weights, minlength=classes)
-    if not len(terms) or np.count_nonzero(sizes) < 2:
-        return _prior_model(sizes)
-    task = _Task(matrix, labels, np.ones(len(labels)) if weights is None else weights, classes)
-    solution = _solve(task, _folds(labels, groups, seed=seed), seed=seed)
-    return Lexical(vectoriser.letters, vectoriser.words, terms, idf, n_grams=vectoriser.n_grams, **vars(solution))
-
-
-def fit_lexical_sets(
-    texts: Sequence[str],
-    truth_NC: np.ndarray,
-    groups: np.ndarray,
-    *,
-    seed: int,
-    weights_C: np.ndarray | None = None,
-) -> Lexical:
-    """`fit_lexical` for `truth_NC` bool, where a text may have several labels: one logistic regression for each label.
-
-    One C for all of them, chosen by the mean log loss of group 3-fold cross-validation, on at most 20,000 rows. With
-    many labels fewer terms are kept, at most 2^25 weights in all. `weights_C` multiply the loss of a label's positive
-    rows, and the shift of its log-odds that comes of it is undone. Without any term the answer is the labels' shares.
-    """
-    from threadpoolctl import threadpool_limits
-
-    from tagsmith.model.one_vs_rest import OneVsRest, fit_one_vs_rest
-
-    vectoriser, matrix, terms, idf = _vocabulary(texts, most=_MOST_SET_WEIGHTS // truth_NC.shape[1])
-    row_weights_NC = np.ones((1, truth_NC.shape[1]), dtype=np.float32)
-    if weights_C is not None:
-        row_weights_NC = np.where(truth_NC, weights_C, 1).astype(np.float32)
-    start = OneVsRest.at_prior(truth_NC, terms=len(terms), row_weights_NC=row_weights_NC)
-    best = None
-    if len(terms):
-        with threadpool_limits(1, user_api="blas"):
-            best = _choose_for_sets(matrix, truth_NC, row_weights_NC, _folds(_rarest(truth_NC), groups, seed=seed))
-            start = fit_one_vs_rest(matrix, truth_NC, start, c=best, row_weights_NC=row_weights_NC)
-    bias = start.bias.astype(np.float64) - (0.0 if weights_C is None else np.log(weights_C))
-    bias[~truth_NC.any(axis=0)] = -np.inf
-    return Lexical(
-        vectoriser.letters,
-        vectoriser.words,
-        terms,
-        idf,
-        start.weights,
-        bias,
-        n_grams=vectoriser.n_grams,
-        regularisation=best,
-        multi_label=True,
-    )
-
-
-def _rarest(truth_NC: np.ndarray) -> np.ndarray:
-    """The rarest label of each row `(N,)`, C where it has none: what the folds are stratified by."""
-    order = np.argsort(truth_NC.sum(axis=0), kind="stable")
-    return np.where(truth_NC.any(axis=1), order[truth_NC[:, order].argmax(axis=1)], truth_NC.shape[1])
-
-
-def _choose_for_sets(matrix: csr_matrix, truth_NC: np.ndarray, row_weights_NC: np.ndarray, folds: np.ndarray) -> float:
-    """The C of least held-out log loss; the grid is left once the loss rises."""
-    from scipy.sparse import csr_matrix
-
-    from tagsmith.model.one_vs_rest import OneVsRest, fit_one_vs_rest
-
-    # Folds are dealt out evenly to groups of each label, so that the first rows of each are as good as any.
-    used = np.concatenate([np.flatnonzero(folds == k)[: _MOST_ROWS_TO_CHOOSE // _FOLDS] for k in range(_FOLDS)])
-    parts = [(used[folds[used] != k], used[folds[used] == k]) for k in range(_FOLDS)]
-    parts = [(fit, held) for fit, held in parts if len(fit) and len(held)]
-    weights = np.broadcast_to(row_weights_NC, truth_NC.shape)
-    models = [OneVsRest.at_prior(truth_NC[fit], terms=matrix.shape[1], row_weights_NC=weights[fit]) for fit, _ in parts]
-    best = (np.inf, _Logistic.grid[0])
-
-    def rows_of(rows: np.ndarray) -> csr_matrix:
-        return csr_matrix(matrix[rows])
-
-    for c in _Logistic.grid if parts else ():
-        loss = 0.0
-        for i, (fit, held) in enumerate(parts):
-            models[i] = fit_one_vs_rest(rows_of(fit), truth_NC[fit], models[i], c=c, row_weights_NC=weights[fit])
-            signed_NC = np.where(truth_NC[held], -1.0, 1.0) * models[i].scores(rows_of(held))
-            loss += float((weights[held] * np.logaddexp(0.0, signed_NC)).sum())
-        if loss >= best[0]:
-            break
-        best = (loss, c)
-    return best[1]
+    def probabilities_of(self, scores_NC: np.ndarray) -> np.ndarray:
+        """Probabilities `(N, C)` float64 of scores."""
+        return np.exp(-np.logaddexp(0.0, -scores_NC)) if self.multi_label else softmax(scores_NC * self.scale)
 
 
 @dataclass(frozen=True)
-class _Counts:
+class Terms:
+    """Known terms of texts: text r has those at `places[bounds[r]:bounds[r + 1]]` of the vocabulary, so many `times`.
+
+    `bounds (N+1,)`, `places (M,)` int32, `times (M,)` float32.
+    """
+
+    bounds: np.ndarray
+    places: np.ndarray
+    times: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def values(self, terms: np.ndarray, idf: np.ndarray) -> np.ndarray:
+        """TF-IDF values `(M,)` float32 with sublinear counts; a text's words and n-grams each of length 1."""
+        if not len(self.places):
+            return np.empty(0, dtype=np.float32)
+        values = (1 + np.log(self.times)) * idf[self.places]
+        rows = np.repeat(np.arange(len(self)), np.diff(self.bounds))
+        blocks = 2 * rows + (terms[self.places] >= _WORD)
+        lengths = np.sqrt(np.bincount(blocks, weights=values.astype(np.float64) ** 2, minlength=2 * len(self.bounds)))
+        return (values / lengths[blocks]).astype(np.float32)
+
+
+def joined_terms(parts: Sequence[Terms]) -> Terms:
+    """The terms of texts one part after the other."""
+    sizes = np.concatenate([np.empty(0, dtype=np.int64), *(np.diff(part.bounds) for part in parts)])
+    return Terms(
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        np.concatenate([np.empty(0, dtype=np.int32), *(part.places for part in parts)]),
+        np.concatenate([np.empty(0, dtype=np.float32), *(part.times for part in parts)]),
+    )
+
+
+@dataclass(frozen=True)
+class Counts:
     """Which terms stand in which rows: row r has the terms `distinct[local[bounds[r]:bounds[r + 1]]]`."""
 
     bounds: np.ndarray
@@ -186,13 +115,15 @@ class _Counts:
 
 
 @dataclass(frozen=True)
-class _Vectoriser:
+class Vectoriser:
+    """What counts the terms of texts: known letters and words, and whether n-grams of letters count."""
+
     letters: np.ndarray
     words: dict[str, int]
     n_grams: bool
 
     @classmethod
-    def of(cls, texts: Sequence[str], *, least: int) -> _Vectoriser:
+    def of(cls, texts: Sequence[str], *, least: int) -> Vectoriser:
         """The most frequent letters, and the words that stand in at least `least` texts."""
         seen, words, total = Counter[str](), Counter[str](), 0
         for text in texts:
@@ -205,7 +136,8 @@ class _Vectoriser:
         kept = sorted(word for word, rows in words.items() if rows >= least)
         return cls(letters, {word: i for i, word in enumerate(kept, start=1)}, total <= _LETTERS_FOR_N_GRAMS)
 
-    def count(self, texts: Sequence[str]) -> _Counts:
+    def count(self, texts: Sequence[str]) -> Counts:
+        """All terms of texts, known or not."""
         folded = [_fold(text) for text in texts]
         rows, terms = self._words(folded)
         if self.n_grams:
@@ -215,7 +147,7 @@ class _Vectoriser:
         pairs, times = np.unique(rows * max(len(distinct), 1) + local, return_counts=True)
         rows, local = np.divmod(pairs, max(len(distinct), 1))
         bounds = np.searchsorted(rows, np.arange(len(texts) + 1))
-        return _Counts(bounds, local.astype(np.int32), times.astype(np.float32), distinct)
+        return Counts(bounds, local.astype(np.int32), times.astype(np.float32), distinct)
 
     def _words(self, folded: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         split = [_split(text) for text in folded]
@@ -254,227 +186,32 @@ def _fold(text: str) -> str:
 _split = re.compile(r"\w+").findall
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    start, letters, chunk = 0, 0, []
-    for i, text in enumerate(texts):
+def chunks_of(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in parts of so many letters that counting one takes little memory."""
+    letters, chunk = 0, list[str]()
+    for text in texts:
         chunk.append(text)
         letters += len(text)
         if letters >= _CHUNK_LETTERS:
-            yield start, chunk
-            start, letters, chunk = i + 1, 0, []
+            yield chunk
+            letters, chunk = 0, []
     if chunk:
-        yield start, chunk
+        yield chunk
 
 
-def _vocabulary(
-    texts: Sequence[str], *, most: int = _MOST_TERMS
-) -> tuple[_Vectoriser, csr_matrix, np.ndarray, np.ndarray]:
-    """What `_vectorise` gives, with terms of one row where a small table would have none otherwise."""
-    found = _vectorise(texts, least=2, most=most)
-    if not len(found[2]) and len(texts) < _SMALL_TABLE:
-        found = _vectorise(texts, least=1, most=most)
-    return found
-
-
-def _vectorise(
-    texts: Sequence[str], *, least: int, most: int = _MOST_TERMS
-) -> tuple[_Vectoriser, csr_matrix, np.ndarray, np.ndarray]:
-    """A vectoriser, the matrix `(N, V)` float32, the terms `(V,)` and their idf; the most frequent terms are kept."""
-    from scipy.sparse import csr_matrix, vstack
-
-    vectoriser = _Vectoriser.of(texts, least=least)
-    chunks = [vectoriser.count(chunk) for _, chunk in _chunks(texts)]
-    terms, rows_with = _document_frequency(chunks)
-    kept = rows_with >= least
-    if kept.sum() > min(most, _MOST_TERMS):
-        order = np.lexsort((terms, -rows_with))[: min(most, _MOST_TERMS)]
-        kept = np.zeros(len(terms), dtype=bool)
-        kept[order] = True
-    terms = terms[kept]
-    idf = (np.log((1 + len(texts)) / (1 + rows_with[kept])) + 1).astype(np.float32)
-    parts = []
-    for counts in chunks:
-        bounds, places, values = _known_terms(counts, terms, idf)
-        parts.append(csr_matrix((values, places, bounds), shape=(len(bounds) - 1, len(terms))))
-    return vectoriser, csr_matrix(vstack(parts, dtype=np.float32)), terms, idf
-
-
-def _document_frequency(chunks: Sequence[_Counts]) -> tuple[np.ndarray, np.ndarray]:
-    terms, inverse = np.unique(np.concatenate([chunk.distinct for chunk in chunks]), return_inverse=True)
-    rows = [np.bincount(chunk.local, minlength=len(chunk.distinct)) for chunk in chunks]
-    return terms, np.bincount(inverse, weights=np.concatenate(rows), minlength=len(terms)).astype(np.int64)
-
-
-def _known_terms(counts: _Counts, terms: np.ndarray, idf: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bounds `(N+1,)`, places in the vocabulary `(M,)` and TF-IDF values `(M,)`; words and n-grams each of length 1."""
+def known_terms(counts: Counts, terms: np.ndarray) -> Terms:
+    """Those of the counted terms that stand in the vocabulary `terms (V,)`."""
     if not len(terms):
-        return np.zeros_like(counts.bounds), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
+        nothing = np.empty(0, dtype=np.float32)
+        return Terms(np.zeros_like(counts.bounds), nothing.astype(np.int32), nothing)
     places = np.minimum(np.searchsorted(terms, counts.distinct), len(terms) - 1)
-    known = terms[places] == counts.distinct
-    kept = known[counts.local]
-    places = places[counts.local[kept]].astype(np.int32)
-    values = (1 + np.log(counts.times[kept])) * idf[places]
+    kept = (terms[places] == counts.distinct)[counts.local]
     rows = np.repeat(np.arange(len(counts.bounds) - 1), np.diff(counts.bounds))[kept]
-    blocks = 2 * rows + (terms[places] >= _WORD)
-    lengths = np.sqrt(np.bincount(blocks, weights=values.astype(np.float64) ** 2, minlength=2 * len(counts.bounds)))
     bounds = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(counts.bounds) - 1))])
-    return bounds, places, (values / lengths[blocks]).astype(np.float32)
+    return Terms(bounds, places[counts.local[kept]].astype(np.int32), counts.times[kept])
 
 
-@dataclass(frozen=True)
-class _Solution:
-    weights: np.ndarray
-    bias: np.ndarray
-    scale: float
-    regularisation: float
-
-
-def _solve(task: _Task, folds: np.ndarray, *, seed: int) -> _Solution:
-    from threadpoolctl import threadpool_limits
-
-    kind = _kind_of(task.matrix, task.classes)
-    # One thread: the vectors are short, and on busy cores waiting BLAS threads took 50 times the time of the work.
-    with threadpool_limits(1, user_api="blas"):
-        c, scale = _choose(task, folds, kind=kind, seed=seed)
-        model = kind(seed)
-        model.fit(task, np.arange(len(task.labels)), c=c)
-    weights_VC, bias = model.linear()
-    return _Solution(weights_VC, bias, scale, c)
-
-
-@dataclass(frozen=True)
-class _Task:
-    matrix: csr_matrix
-    labels: np.ndarray
-    weights: np.ndarray
-    classes: int
-
-
-class _Linear(Protocol):
-    grid: tuple[float, ...]
-    calibrated: bool
-
-    def __init__(self, seed: int) -> None: ...
-    def fit(self, task: _Task, rows: np.ndarray, *, c: float) -> None: ...
-    def linear(self) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-class _Logistic:
-    """Logistic regression; each larger C starts from the weights of the smaller one."""
-
-    grid: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0)
-    calibrated = True
-
-    def __init__(self, seed: int) -> None:
-        from sklearn.linear_model import LogisticRegression
-
-        self._model = LogisticRegression(max_iter=300, warm_start=True, random_state=seed)
-
-    def fit(self, task: _Task, rows: np.ndarray, *, c: float) -> None:
-        self._classes = task.classes
-        # With a fixed tolerance a larger C would stop where the smaller one ended: the gradient shrinks as C grows.
-        self._model.set_params(C=c, tol=1e-3 / c)
-        self._model.fit(task.matrix[rows], task.labels[rows], sample_weight=task.weights[rows])
-
-    def linear(self) -> tuple[np.ndarray, np.ndarray]:
-        return _spread(self._model.coef_, self._model.intercept_, self._model.classes_, self._classes, halved=False)
-
-
-class _Svm:
-    """A linear SVM, one label against the rest; its scores are no log-odds until they are scaled."""
-
-    grid: tuple[float, ...] = (0.25, 1.0)
-    calibrated = False
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def fit(self, task: _Task, rows: np.ndarray, *, c: float) -> None:
-        from sklearn.svm import LinearSVC
-
-        self._classes = task.classes
-        self._model = LinearSVC(C=c, random_state=self._seed, tol=1e-2)
-        self._model.fit(task.matrix[rows], task.labels[rows], sample_weight=task.weights[rows])
-
-    def linear(self) -> tuple[np.ndarray, np.ndarray]:
-        return _spread(self._model.coef_, self._model.intercept_, self._model.classes_, self._classes, halved=True)
-
-
-def _spread(
-    coefficients: np.ndarray, intercept: np.ndarray, present: np.ndarray, classes: int, *, halved: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `(V, C)` and bias `(C,)` with a column for each label; a binary model's one row becomes two columns."""
-    if len(present) == 2:
-        below = -1.0 if halved else 0.0
-        coefficients = np.stack([below * coefficients[0], coefficients[0]])
-        intercept = np.array([below * intercept[0], intercept[0]])
-    weights_VC = np.zeros((coefficients.shape[1], classes), dtype=np.float32)
-    weights_VC[:, present] = coefficients.T
-    bias = np.full(classes, -np.inf)
-    bias[present] = intercept
-    return weights_VC, bias
-
-
-def _kind_of(matrix: csr_matrix, classes: int) -> type[_Linear]:
-    rows, terms = matrix.shape
-    small = classes <= _LOGISTIC_LABELS and rows <= _LOGISTIC_ROWS and terms * classes <= _LOGISTIC_WEIGHTS
-    return _Logistic if small else _Svm
-
-
-def _folds(labels: np.ndarray, groups: np.ndarray, *, seed: int) -> np.ndarray:
-    """The fold of each row `(N,)`: whole groups, dealt out label by label, the largest first."""
-    _, first, group, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    shuffled = np.random.default_rng(seed).permutation(len(sizes))
-    order = shuffled[np.lexsort((-sizes[shuffled], labels[first[shuffled]]))]
-    fold = np.empty(len(sizes), dtype=np.int64)
-    fold[order] = np.arange(len(sizes)) % _FOLDS
-    return fold[group]
-
-
-def _choose(task: _Task, folds: np.ndarray, *, kind: type[_Linear], seed: int) -> tuple[float, float]:
-    """The C of least held-out log loss, and the scale of the scores; the grid is left once the loss rises."""
-    parts = [(np.flatnonzero(folds != k), np.flatnonzero(folds == k)) for k in range(_FOLDS)]
-    parts = [(fit, held) for fit, held in parts if len(held) and len(np.unique(task.labels[fit])) > 1]
-    models = [kind(seed) for _ in parts]
-    held = np.concatenate([rows for _, rows in parts]) if parts else np.empty(0, dtype=np.int64)
-    best = (np.inf, kind.grid[0], 1.0)
-    for c in kind.grid if parts else ():
-        scores_NC = np.concatenate([_held_out(m, task, *part, c=c) for m, part in zip(models, parts, strict=True)])
-        scale = 1.0 if kind.calibrated else _fit_scale(scores_NC, task.labels[held])
-        loss = _log_loss(scores_NC * scale, task.labels[held])
-        if loss >= best[0]:
-            break
-        best = (loss, c, scale)
-    return best[1], best[2]
-
-
-def _held_out(model: _Linear, task: _Task, fit: np.ndarray, held: np.ndarray, *, c: float) -> np.ndarray:
-    model.fit(task, fit, c=c)
-    weights_VC, bias = model.linear()
-    return task.matrix[held] @ weights_VC + bias
-
-
-def _fit_scale(scores_NC: np.ndarray, labels: np.ndarray) -> float:
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(
-        lambda log: _log_loss(scores_NC * np.exp(log), labels), bounds=(np.log(0.05), np.log(50)), method="bounded"
-    )
-    return float(np.exp(found.x))
-
-
-def _log_loss(scores_NC: np.ndarray, labels: np.ndarray) -> float:
-    return float(-np.log(np.maximum(_softmax(scores_NC)[np.arange(len(labels)), labels], 1e-15)).mean())
-
-
-def _softmax(scores_NC: np.ndarray) -> np.ndarray:
+def softmax(scores_NC: np.ndarray) -> np.ndarray:
+    """Shares `(N, C)` of each row that sum to 1."""
     odds_NC = np.exp(scores_NC - scores_NC.max(axis=1, keepdims=True))
     return odds_NC / odds_NC.sum(axis=1, keepdims=True)
-
-
-def _prior_model(sizes: np.ndarray) -> Lexical:
-    bias = np.full(len(sizes), -np.inf)
-    bias[sizes > 0] = np.log(sizes[sizes > 0] / sizes.sum())
-    none = np.empty(0, dtype=np.float32)
-    empty = np.empty((0, len(sizes)), dtype=np.float32)
-    return Lexical(np.array([32], dtype=np.uint32), {}, np.empty(0, dtype=np.uint64), none, empty, bias)

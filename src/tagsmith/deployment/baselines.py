@@ -1,0 +1,79 @@
+"""The baselines of a bundle, saved beside the model that has to beat them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tagsmith.model.lexical import Lexical
+
+BASELINE = "baseline"
+_ARRAYS = ("letters", "terms", "idf", "weights", "bias")
+
+
+def write_baselines(
+    folder: Path,
+    lexical: Lexical,
+    priors: Sequence[float],
+    *,
+    thresholds: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Save the TF-IDF model and the labels' shares in training: vocabulary as JSON, numbers as safetensors.
+
+    `thresholds (C,)` are those of `majority` and `tfidf`, where a text may have several labels.
+    """
+    from safetensors.numpy import save_file
+
+    baseline = folder / BASELINE
+    baseline.mkdir()
+    arrays = {name: np.ascontiguousarray(getattr(lexical, name)) for name in _ARRAYS}
+    save_file(arrays, baseline / "weights.safetensors")
+    vocabulary = {
+        "words": sorted(lexical.words, key=lexical.words.__getitem__),
+        "numbers": sorted(lexical.words.values()),
+        "scale": lexical.scale,
+        "n_grams": lexical.n_grams,
+        "regularisation": lexical.regularisation,
+        "priors": [float(prior) for prior in priors],
+        "multi_label": lexical.multi_label,
+        "thresholds": {name: values.tolist() for name, values in (thresholds or {}).items()},
+    }
+    (baseline / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+
+
+def read_baselines(folder: Path) -> Baselines:
+    """The baselines that `write_baselines` saved."""
+    from safetensors.numpy import load_file
+
+    baseline = folder / BASELINE
+    vocabulary = json.loads((baseline / "vocabulary.json").read_text(encoding="utf-8"))
+    lexical = Lexical(
+        **load_file(baseline / "weights.safetensors"),
+        words=dict(zip(vocabulary["words"], vocabulary["numbers"], strict=True)),
+        scale=vocabulary["scale"],
+        n_grams=vocabulary["n_grams"],
+        regularisation=vocabulary["regularisation"],
+        multi_label=bool(vocabulary.get("multi_label")),  # baselines of 0.1.0 say nothing
+    )
+    thresholds = {name: np.array(values) for name, values in vocabulary.get("thresholds", {}).items()}
+    return Baselines(lexical, tuple(vocabulary["priors"]), thresholds)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The cheap alternatives: the labels' shares in training, and TF-IDF with a linear model.
+
+    `thresholds (C,)` by name, empty where the likeliest label is answered.
+    """
+
+    lexical: Lexical
+    priors: tuple[float, ...]
+    thresholds: Mapping[str, np.ndarray]
+
+    def probabilities(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Probabilities `(N, C)` of each."""
+        return {"majority": np.tile(self.priors, (len(texts), 1)), "tfidf": self.lexical.probabilities(texts)}

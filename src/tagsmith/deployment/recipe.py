@@ -1,0 +1,117 @@
+"""What turns texts into tokens, and logits into answers: all of a bundle but its arithmetic. It needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tagsmith.config import Config
+from tagsmith.data.cleaning import clean_texts
+from tagsmith.data.encoding import Encoder, Tokens
+from tagsmith.data.pairs import PAIR
+from tagsmith.errors import SettingError
+from tagsmith.labels import Labels
+from tagsmith.model.calibration import Calibration
+
+SETTINGS = "tagsmith.json"
+
+
+def read_settings(folder: Path) -> Mapping[str, Any]:
+    """The recipe of a bundle, as `tagsmith.json` has it."""
+    return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+
+
+def labels_of(settings: Mapping[str, Any]) -> Labels:
+    """The labels of a recipe."""
+    return Labels(tuple(settings["labels"]), bool(settings.get("multi_label")))  # bundles of 0.1.0 say nothing
+
+
+def encoder_of(folder: Path, settings: Mapping[str, Any]) -> Encoder:
+    """The tokenizer of a bundle with its policy for long texts."""
+    model = settings["model"]
+    return Encoder.from_folder(
+        folder, max_tokens=model["max_tokens"], long_texts=model["long_texts"], pairs=model["pairs"]
+    )
+
+
+def calibration_of(settings: Mapping[str, Any]) -> Calibration:
+    """What turns logits into probabilities; nothing is left to do where it was folded into the head."""
+    multi_label = bool(settings.get("multi_label"))
+    if settings["calibration"]["folded_into_head"]:
+        return Calibration(multi_label=multi_label)
+    offset = settings["calibration"]["offset"]
+    return Calibration(settings["calibration"]["temperature"], None if offset is None else tuple(offset), multi_label)
+
+
+def thresholds_of(settings: Mapping[str, Any]) -> np.ndarray | None:
+    """The probabilities `(C,)` from which on labels are answered; None where the likeliest one is."""
+    return np.array(settings["thresholds"]) if settings.get("multi_label") else None
+
+
+def tokens_per_batch_of(settings: Mapping[str, Any]) -> int:
+    """How many tokens one core scores at once."""
+    return Config.of(settings.get("config", {})).deployment.tokens_per_batch
+
+
+def cleaning_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The steps by which texts are cleaned first."""
+    return tuple(settings.get("cleaning", ()))  # bundles of 0.1.0 have none
+
+
+def joined_pairs(texts: Sequence[str], pairs: Sequence[str] | None, *, known: bool) -> Sequence[str]:
+    """Texts with their second ones behind `PAIR`, which is taken out of either; `known` says whether a bundle reads so.
+
+    SettingError where it does not, or where there are more of the one than of the other.
+    """
+    if pairs is None:
+        return texts
+    if not known:
+        raise SettingError(
+            "Found pairs of texts, and this bundle was trained on single texts. Expected single texts; join the two, "
+            "or train with data.text_pair."
+        )
+    if len(pairs) != len(texts):
+        raise SettingError(f"Found {len(texts)} texts and {len(pairs)} second texts; expected one for each.")
+    sides = zip(texts, pairs, strict=True)
+    return [f"{first.replace(PAIR, ' ')}{PAIR}{second.replace(PAIR, ' ')}" for first, second in sides]
+
+
+def encode_answerable(encoder: Encoder, texts: Sequence[str], cleaning: Sequence[str]) -> Tokens:
+    """The tokens of cleaned texts; one without any letter or sign has none, whatever the tokenizer puts around it."""
+    cleaned = clean_texts(texts, cleaning)
+    tokens = encoder.encode(cleaned)
+    blank = [i for i, text in enumerate(cleaned) if not text.strip()]
+    return tokens.emptied(np.array(blank)) if blank else tokens
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The recipe of a bundle with weights, for engines other than torch's."""
+
+    labels: Labels
+    encoder: Encoder
+    calibration: Calibration
+    thresholds: np.ndarray | None
+    cleaning: tuple[str, ...]
+    tokens_per_batch: int
+
+    @classmethod
+    def read(cls, folder: Path, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe in a bundle's folder."""
+        return cls(
+            labels=labels_of(settings),
+            encoder=encoder_of(folder, settings),
+            calibration=calibration_of(settings),
+            thresholds=thresholds_of(settings),
+            cleaning=cleaning_of(settings),
+            tokens_per_batch=tokens_per_batch_of(settings),
+        )
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+        """The tokens of cleaned texts, none for one without any letter or sign."""
+        return encode_answerable(self.encoder, joined_pairs(texts, pairs, known=self.encoder.pairs), self.cleaning)

@@ -1,0 +1,43 @@
+"""What a bundle says about itself: probes to check copies by, the report as data and as a page, the card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tagsmith.deployment.engine import Engine
+    from tagsmith.evaluation.page import Mishap
+
+PROBES = (
+    "Your parcel is waiting, confirm the address to receive it today.",
+    "Could you send me the notes from this morning's meeting?",
+    "The room was clean and the staff were kind, but breakfast was cold.",
+    "How do I change the limit on my card?",
+)
+"""Synthetic texts whose logits are kept in the bundle, so that any copy of it can be checked in a second."""
+
+
+def write_probes(folder: Path, engine: Engine) -> None:
+    """Keep synthetic texts with their logits, to check copies and exports by."""
+    logits_NC = engine.logits_of(engine.encode(PROBES))
+    lines = [
+        json.dumps({"text": text, "logits": [float(x) for x in row]})
+        for text, row in zip(PROBES, logits_NC, strict=True)
+    ]
+    (folder / "probe.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_report(
+    folder: Path, report: Mapping[str, Any], *, run: Mapping[str, Any], mistakes: Sequence[Mishap]
+) -> None:
+    """Write the report as JSON and as a page, the facts of the run, and the model card."""
+    from tagsmith.deployment.card import card
+    from tagsmith.evaluation.page import draw
+
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(draw(report, run, mistakes), encoding="utf-8")
+    (folder / "README.md").write_text(card(report), encoding="utf-8")

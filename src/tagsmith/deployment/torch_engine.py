@@ -1,0 +1,101 @@
+"""The engine of PyTorch: in fp32 the reference of every other one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tagsmith.data.encoding import Tokens
+from tagsmith.deployment.bundle import Bundle, read_report
+from tagsmith.deployment.engine import Answer, answers
+from tagsmith.deployment.recipe import (
+    cleaning_of,
+    encode_answerable,
+    joined_pairs,
+    read_settings,
+    tokens_per_batch_of,
+)
+from tagsmith.deployment.weights import load_classifier
+from tagsmith.labels import Labels
+from tagsmith.model.classifier import Classifier, Scorer
+from tagsmith.model.device import choose_device
+from tagsmith.model.packing import keep_few_kernels
+
+
+class TorchEngine:
+    """A classifier that answers. Texts are cleaned by the steps of `cleaning` first."""
+
+    name = "torch-fp32"
+
+    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512, cleaning: Sequence[str] = ()) -> None:
+        self.labels: Labels = classifier.labels
+        self.cleaning = tuple(cleaning)
+        self.tokens_per_batch = tokens_per_batch
+        self._classifier = classifier
+        self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What computes the answers."""
+        return self._scorer
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier that answers."""
+        return self._classifier
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """The probabilities `(C,)` from which on labels are answered; None where the likeliest one is."""
+        return self._classifier.thresholds
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several labels, or none."""
+        return self.labels.multi_label
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens are read of a text."""
+        return self._classifier.encoder.max_tokens
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+        """The tokens of cleaned texts, none for one without any letter or sign."""
+        encoder = self._classifier.encoder
+        return encode_answerable(encoder, joined_pairs(texts, pairs, known=encoder.pairs), self.cleaning)
+
+    def logits_of(self, tokens: Tokens) -> np.ndarray:
+        """Logits `(N, C)` float32; NaN for a text without tokens."""
+        return self._scorer.logits(tokens)
+
+    def probabilities_of(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities `(N, C)` float64."""
+        return self._classifier.calibration.probabilities(logits)
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
+        """An answer for each text, in order."""
+        return answers(self, texts, pairs)
+
+
+def open_fp32(
+    folder: Path, settings: Mapping[str, Any], *, threads: int | None = None, device: str = "cpu"
+) -> TorchEngine:
+    """The engine of a bundle's folder in fp32."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    keep_few_kernels()
+    return TorchEngine(
+        load_classifier(folder, settings).to(choose_device(device)),
+        tokens_per_batch=tokens_per_batch_of(settings),
+        cleaning=cleaning_of(settings),
+    )
+
+
+def reload(folder: Path, *, device: str = "cpu") -> Bundle[TorchEngine]:
+    """The bundle in a folder that this process has just written or verified."""
+    settings = read_settings(folder)
+    return Bundle(folder, open_fp32(folder, settings, device=device), settings, read_report(folder))
