@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tagsmith.deployment.bundle import load
 from tagsmith.model.attribution import explain, pieces_of, scaled, strongest, words_of
-from tagsmith.model.lexical import fit_lexical
+from tagsmith.model.lexical_fitting import fit_lexical
 
 PAIR = "\x1e"
 plain = st.text("abcdefg", min_size=1, max_size=6)
