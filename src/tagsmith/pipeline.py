@@ -114,6 +114,7 @@ def train(
             report, probs_NC = measure_test(bundle, prepared, result, run)
         plain = report.as_dict() | book_tables(bundle, prepared, result, report, run)
         _write_report(bundle, plain, probs_NC, prepared, result, run)
+        _write_profile(bundle, probs_NC, prepared)
     drop_checkpoint(checkpoint)
     ranks.wait()
     listen(Event("deployment", "done", values={"folder": str(folder)}))
@@ -604,6 +605,14 @@ def _write_report(
     }
     surest = mistakes(prepared.splits.test, result.parts["test"].truth, probs_NC, bundle.engine.classifier)
     write_report(bundle.folder, report, run=facts, mistakes=surest)
+
+
+def _write_profile(bundle: Bundle, probs_NC: np.ndarray, prepared: Prepared) -> None:
+    """What live traffic is compared with: the test rows as they were answered, and the words of the training rows."""
+    from tagsmith.deployment.drift import Profile
+
+    train = dict.fromkeys(prepared.splits.train.texts)  # oversampled rows count once
+    Profile.of(train, prepared.splits.test.texts, probs_NC, labels=bundle.labels).write(bundle.folder)
 
 
 def _forecast_and_truth(folder: Path, run: Run) -> dict[str, Any]:

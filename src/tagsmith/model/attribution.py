@@ -19,8 +19,9 @@ _PARTS = 8
 """Into how many parts the span that mattered most is divided."""
 _SIDES = re.compile("[^\x1c-\x1f]+")  # \x1e stands between the two texts of a pair, and is no word of either
 _SPACE = " \t\r\n"
-_WRITTEN_WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_WRITTEN_WITHOUT_SPACES}]|[^\s{_WRITTEN_WITHOUT_SPACES}]+")
+WRITTEN_WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Letters that are words of their own, as the inside of a character class."""
+_WORD = re.compile(rf"[{WRITTEN_WITHOUT_SPACES}]|[^\s{WRITTEN_WITHOUT_SPACES}]+")
 _LONGEST_WORD = 24
 _SUREST = 1e-9
 
