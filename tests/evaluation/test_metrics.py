@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.evaluation import metrics
-from tagsmith.evaluation.metrics import confusion, design_effect, ece, macro_f1, measure, proportion
+from tagsmith.evaluation import losses
+from tagsmith.evaluation.calibration_error import ece
+from tagsmith.evaluation.confusions import confusion_scores
+from tagsmith.evaluation.metrics import confusion, measure
+from tagsmith.evaluation.proportions import design_effect, mean_of_proportions, proportion
 from tagsmith.labels import Labels
 
 
@@ -28,9 +31,15 @@ def scored(truth, probs, groups, *, resamples=300, seed=1):
 
 
 def intervals(scores):
-    found = [scores.accuracy, scores.macro_f1, scores.log_loss, scores.ece, scores.ece_calibrated]
-    found += [getattr(each, key) for each in scores.per_label for key in ("precision", "recall", "f1")]
-    return [*found, scores.macro_f1_frequent] if scores.macro_f1_frequent else found
+    found = [each for name, each in scores.measures.items() if each is not None and name not in UNBOUNDED]
+    return found + [getattr(each, key) for each in scores.per_label for key in ("precision", "recall", "f1")]
+
+
+UNBOUNDED = {"mcc", "log_loss", "brier"}
+
+
+def unbounded(scores):
+    return [scores.measures[name] for name in sorted(UNBOUNDED)]
 
 
 @pytest.mark.parametrize(("n", "classes", "skill"), [(1, 2, 0), (37, 2, 1), (300, 6, 2), (500, 60, 3)])
@@ -42,7 +51,7 @@ def test_values_equal_scikit_learns(n, classes, skill):
     ids = list(range(classes))
     precision, recall, f1, support = sk.precision_recall_fscore_support(truth, guess, labels=ids, zero_division=0)
     assert scores.accuracy.value == pytest.approx(sk.accuracy_score(truth, guess), abs=1e-12)
-    assert scores.macro_f1.value == pytest.approx(
+    assert scores.confused.macro_f1.value == pytest.approx(
         sk.f1_score(truth, guess, average="macro", zero_division=0), abs=1e-12
     )
     assert scores.log_loss.value == pytest.approx(sk.log_loss(truth, probs, labels=ids), abs=1e-12)
@@ -50,6 +59,52 @@ def test_values_equal_scikit_learns(n, classes, skill):
         np.testing.assert_allclose([getattr(each, key).value for each in scores.per_label], expected, atol=1e-12)
     assert [each.support for each in scores.per_label] == support.tolist()
     np.testing.assert_array_equal(scores.counts, sk.confusion_matrix(truth, guess, labels=ids))
+
+
+@given(st.integers(5, 60), st.integers(2, 5), st.integers(0, 99), st.booleans())
+def test_each_measure_equals_scikit_learns(n, classes, seed, coarse):
+    from sklearn import metrics as sk
+
+    truth, probs, groups = sample(n, classes, seed=seed, skill=1)
+    truth[:classes] = np.arange(classes)  # scikit-learn wants each label to occur
+    if coarse:  # ties
+        probs = np.round(probs, 1) + 0.01
+        probs /= probs.sum(axis=1, keepdims=True)
+    guess, is_true = probs.argmax(axis=1), truth[:, None] == np.arange(classes)
+    expected = {
+        "balanced_accuracy": sk.balanced_accuracy_score(truth, guess),
+        "micro_f1": sk.f1_score(truth, guess, average="micro"),
+        "weighted_f1": sk.f1_score(truth, guess, average="weighted"),
+        "mcc": sk.matthews_corrcoef(truth, guess),
+        "roc_auc": sk.roc_auc_score(is_true, probs, average="macro"),
+        "pr_auc": sk.average_precision_score(is_true, probs, average="macro"),
+        "brier": sk.brier_score_loss(truth, probs, labels=np.arange(classes))
+        if classes > 2
+        else sk.brier_score_loss(truth, probs[:, 1]),
+    }
+    scores = scored(truth, probs, groups, resamples=200)
+    for name, value in expected.items():
+        assert scores.measures[name].value == pytest.approx(value, abs=1e-12), name
+
+
+def test_a_label_without_test_rows_counts_in_no_area():
+    truth, probs, groups = sample(100, 3)
+    kept = truth != 2
+    whole = scored(truth[kept], probs[kept], groups[kept]).ranked
+    truth_N2 = truth[kept][:, None] == np.arange(2)
+    from sklearn.metrics import roc_auc_score
+
+    assert whole.roc_auc.value == pytest.approx(roc_auc_score(truth_N2, probs[kept][:, :2]), abs=1e-12)
+    alone = scored(np.zeros(20, dtype=int), probs[:20], np.arange(20))
+    assert alone.ranked.roc_auc is None
+    assert alone.as_dict()["roc_auc"] is None
+
+
+def test_a_mean_of_recalls_is_as_sure_as_its_rarest_label():
+    few, many = proportion(np.arange(10) < 8, np.arange(10)), proportion(np.arange(1000) < 800, np.arange(1000))
+    found = mean_of_proportions([few, many])
+    assert found.value == pytest.approx(0.8)
+    assert (found.value - found.low) == pytest.approx(np.hypot(0.8 - few.low, 0.8 - many.low) / 2)
 
 
 def test_certain_and_wrong_answers_have_a_finite_log_loss_like_scikit_learns():
@@ -65,10 +120,10 @@ def test_intervals_hold_their_value_and_stay_in_range(n, classes, seed, grouped)
     assert scores.counts.sum() == n == sum(each.support for each in scores.per_label)
     for interval in intervals(scores):
         if interval.low is not None:
-            assert 0 <= interval.low <= interval.value <= interval.high
-    assert all(
-        interval.high is None or interval.high <= 1 for interval in intervals(scores) if interval is not scores.log_loss
-    )
+            assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    for name in UNBOUNDED:
+        found = scores.measures[name]
+        assert (-1 if name == "mcc" else 0) <= found.low <= found.value <= found.high
 
 
 @given(st.integers(2, 60), st.integers(2, 5), st.integers(0, 99))
@@ -76,7 +131,8 @@ def test_the_order_of_rows_changes_nothing(n, classes, seed):
     truth, probs, groups = sample(n, classes, seed=seed, grouped=True)
     order = np.random.default_rng(seed).permutation(n)
     first, second = scored(truth, probs, groups), scored(truth[order], probs[order], groups[order])
-    for one, other in zip(intervals(first), intervals(second), strict=True):
+    both = zip([*intervals(first), *unbounded(first)], [*intervals(second), *unbounded(second)], strict=True)
+    for one, other in both:
         assert one.value == pytest.approx(other.value, abs=1e-12)
         if one.low is not None:
             assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-9)
@@ -107,7 +163,7 @@ def test_labels_with_few_rows_get_counts_without_intervals():
     assert scores.per_label[2].f1.low is None
     assert scores.per_label[1].f1.low is not None
     frequent = np.mean([each.f1.value for each in scores.per_label[:2]])
-    assert scores.macro_f1_frequent.value == pytest.approx(frequent)
+    assert scores.confused.macro_f1_frequent.value == pytest.approx(frequent)
 
 
 def test_a_hundred_and_fifty_labels_take_seconds():
@@ -130,7 +186,7 @@ def test_faultless_answers_still_leave_doubt():
     truth = np.arange(60) % 2
     scores = scored(truth, np.eye(2)[truth], np.arange(60))
     assert scores.accuracy.low == pytest.approx(0.951, abs=0.01)
-    assert scores.macro_f1.low <= scores.accuracy.low
+    assert scores.confused.macro_f1.low <= scores.accuracy.low
 
 
 def test_rows_that_agree_in_groups_widen_the_interval():
@@ -236,15 +292,15 @@ def test_macro_f1_covers_where_each_label_has_rows():
         cells = prior[:, None] * (np.diag(recall) + (1 - recall)[:, None] * off / off.sum(axis=1, keepdims=True))
         true = np.mean(2 * np.diag(cells) / (cells.sum(axis=0) + cells.sum(axis=1)))
         rows = rng.choice(36, p=cells.ravel(), size=300)
-        found = macro_f1(rows // 6, rows % 6, np.arange(300), resamples=500, seed=trial)
+        found = confusion_scores(rows // 6, rows % 6, np.arange(300), resamples=500, seed=trial).macro_f1
         inside.append(found.low <= true <= found.high)
     assert 0.91 <= np.mean(inside) <= 0.985
 
 
 def test_many_groups_are_resampled_in_blocks_with_the_same_width(monkeypatch):
     truth, probs, groups = sample(3000, 3, grouped=True)
-    whole = metrics.log_loss(truth, probs, groups, resamples=2000, seed=1)
+    whole = losses.log_loss(truth, probs, groups, resamples=2000, seed=1)
     monkeypatch.setattr("tagsmith.evaluation.resampling._MOST_UNITS", 500)
-    blocks = metrics.log_loss(truth, probs, groups, resamples=2000, seed=1)
+    blocks = losses.log_loss(truth, probs, groups, resamples=2000, seed=1)
     assert blocks.value == whole.value
     assert blocks.high - blocks.low == pytest.approx(whole.high - whole.low, rel=0.1)

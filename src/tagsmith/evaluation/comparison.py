@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tagsmith.data.power import detectable_difference, minimum_difference
-from tagsmith.evaluation.metrics import Interval, design_effect
+from tagsmith.evaluation.proportions import Interval, design_effect
 
 Value = Literal["better", "worse", "practically equal", "undecided"]
 Measure = Literal["accuracy", "micro_f1", "macro_f1"]

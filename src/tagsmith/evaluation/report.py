@@ -56,7 +56,7 @@ class Report:
 
     def headline(self) -> dict[str, float | str | None]:
         """What a run is known by: the main scores with the ends of their intervals, rivals' scores, the verdict."""
-        names = [name for name in _MAIN if name in self.test]
+        names = [name for name in _MAIN if name in self.test and (name != "micro_f1" or "kind" in self.test)]
         told = {f"{name}{end}": self.test[name][key] for name in names for end, key in _ENDS.items()}
         for rival, scores in (*self.baselines.items(), ("before_tuning", self.before_tuning)):
             told |= {f"{rival}_{name}": scores[name]["value"] for name in names if scores}

@@ -9,7 +9,7 @@ import numpy as np
 
 from tagsmith.evaluation.comparison import Measure, Verdict, compare_hits, decide, sentence
 from tagsmith.evaluation.label_sets import Average, f1_of, label_sums
-from tagsmith.evaluation.metrics import Interval
+from tagsmith.evaluation.proportions import Interval
 from tagsmith.evaluation.resampling import bca, resampled_sums
 
 FLIPS = 9_999
