@@ -14,4 +14,5 @@ def test_the_tests_run_against_the_package_that_was_asked_for():
 
 
 def test_the_page_template_comes_with_the_package():
-    assert (Path(tagsmith.__file__).parent / "evaluation" / "page.html").is_file()
+    folder = Path(tagsmith.__file__).parent / "evaluation" / "page"
+    assert all((folder / f"page.{kind}").is_file() for kind in ("html", "css", "js"))

@@ -57,17 +57,25 @@ def part_of(part: int, whole: int) -> str:
 
 
 def table_of(
-    head: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = (), texts: Sequence[int] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    numbers: Sequence[int] = (),
+    texts: Sequence[int] = (),
+    pictures: Sequence[int] = (),
+    caption: str = "",
 ) -> str:
     """A table in a box of its own, which scrolls where the screen is narrow; tall ones scroll too."""
     kinds = {i: ' class="n"' for i in numbers} | {i: ' class="text"' for i in texts}
-    top = "".join(f"<th{kinds.get(i, '')}>{escape(name)}</th>" for i, name in enumerate(head))
+    kinds |= {i: ' class="pic"' for i in pictures}
+    top = "".join(f'<th scope="col"{kinds.get(i, "")}>{escape(name)}</th>' for i, name in enumerate(head))
     body = "".join(
         "<tr>" + "".join(f"<td{kinds.get(i, '')}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
     tall = " tall" if len(rows) > 40 else ""
-    opening = f"<thead><tr>{top}</tr></thead>" if head else ""
+    opening = f"<caption>{escape(caption)}</caption>" if caption else ""
+    opening += f"<thead><tr>{top}</tr></thead>" if head else ""
     return f'<div class="box{tall}" tabindex="0"><table>{opening}<tbody>{body}</tbody></table></div>'
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagsmith.data.preparing import Prepared
-from tagsmith.data.table import Table
 from tagsmith.errors import DataError
 from tagsmith.events import Event, listened, silent
 from tagsmith.labels import Labels
@@ -16,7 +15,6 @@ from tagsmith.run import HELD_OUT, Result, Run
 
 if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
-    from tagsmith.evaluation.page import Mishap
     from tagsmith.evaluation.report import Report
     from tagsmith.model.classifier import Classifier, Scorer
     from tagsmith.model.lexical import Lexical
@@ -266,39 +264,3 @@ def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
         "hugging_face": bundle.settings["hugging_face"],
         **({} if run.depth is None else {"depth": run.depth.as_dict()}),
     }
-
-
-def mistakes(
-    table: Table, truth: np.ndarray, probs_NC: np.ndarray, classifier: Classifier, most: int = 20
-) -> list[Mishap]:
-    """The surest wrong answers first; a set of labels is as sure as its surest wrong decision."""
-    from tagsmith.evaluation.page import Mishap
-
-    labels = classifier.labels
-    if classifier.thresholds is not None:
-        return _wrong_sets(table, truth, probs_NC, probs_NC >= classifier.thresholds, labels)[:most]
-    predicted, surest = probs_NC.argmax(axis=1), probs_NC.max(axis=1)
-    wrong = np.flatnonzero(predicted != truth)
-    texts, rows = table.texts, table.rows
-    return [
-        Mishap(int(rows[i]), texts[i], labels.names[truth[i]], labels.names[predicted[i]], float(surest[i]))
-        for i in wrong[np.argsort(-surest[wrong], kind="stable")][:most]
-    ]
-
-
-def _wrong_sets(
-    table: Table, truth: np.ndarray, probs_NC: np.ndarray, answers: np.ndarray, labels: Labels
-) -> list[Mishap]:
-    from tagsmith.evaluation.page import Mishap
-
-    surety_N = np.where(truth != answers, np.where(answers, probs_NC, 1 - probs_NC), 0.0).max(axis=1)
-    wrong = np.flatnonzero((truth != answers).any(axis=1))
-    texts, rows = table.texts, table.rows
-
-    def named(has_C: np.ndarray) -> str:
-        return ", ".join(labels.decode(np.flatnonzero(has_C))) or "-"
-
-    return [
-        Mishap(int(rows[i]), texts[i], named(truth[i]), named(answers[i]), float(surety_N[i]))
-        for i in wrong[np.argsort(-surety_N[wrong], kind="stable")]
-    ]

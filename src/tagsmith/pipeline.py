@@ -32,7 +32,7 @@ from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
-from tagsmith.measuring import book_tables, data_section, measure_test, mistakes
+from tagsmith.measuring import book_tables, data_section, measure_test
 from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
 from tagsmith.tuning.parallel import join
@@ -329,7 +329,6 @@ def _import_all() -> None:
 
 
 _HEAVY = (
-    "matplotlib.figure",
     "scipy.optimize",
     "scipy.stats",
     "sklearn.linear_model",
@@ -593,6 +592,8 @@ def _write_report(
     bundle: Bundle, report: Mapping[str, Any], probs_NC: np.ndarray, prepared: Prepared, result: Result, run: Run
 ) -> None:
     from tagsmith.deployment.saving import write_report
+    from tagsmith.evaluation.mistakes import cell_texts, mistakes
+    from tagsmith.evaluation.page.texts import PageTexts
     from tagsmith.model.device import device_of, name_of
 
     facts = {
@@ -603,8 +604,12 @@ def _write_report(
         | _versions()
         | {"device": name_of(device_of(bundle.engine.classifier))},
     }
-    surest = mistakes(prepared.splits.test, result.parts["test"].truth, probs_NC, bundle.engine.classifier)
-    write_report(bundle.folder, report, run=facts, mistakes=surest)
+    test, truth = prepared.splits.test, result.parts["test"].truth
+    texts = PageTexts(
+        mistakes=mistakes(test, truth, probs_NC, bundle.engine.labels, thresholds=bundle.engine.thresholds),
+        cells=cell_texts(test, truth, probs_NC),
+    )
+    write_report(bundle.folder, report, run=facts, texts=texts)
 
 
 def _write_profile(bundle: Bundle, probs_NC: np.ndarray, prepared: Prepared) -> None:

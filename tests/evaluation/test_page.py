@@ -1,10 +1,13 @@
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from tagsmith.evaluation.page import Mishap, draw
+from tagsmith.evaluation.page.drawing import draw as draw_page
+from tagsmith.evaluation.page.texts import CellText, Mishap, NearestRow, PageTexts
 from tagsmith.evaluation.report import build_report
 from tagsmith.labels import Labels
 
@@ -24,6 +27,7 @@ PAYLOADS = [
     "x" * 5000,
     "<iframe src=//evil.example></iframe><base href=//evil.example>",
 ]
+HTTP = "http://127.0.0.1:9/"
 RUN = {"date": "2026-01-01", "timing": {"tuning": 12.5}, "environment": {"python": "3.11"}}
 
 
@@ -57,6 +61,10 @@ def report(classes=3, n=90, names=None, **changes):
     return plain | changes
 
 
+def draw(report, run, mistakes):
+    return draw_page(report, run, PageTexts(mistakes=mistakes))
+
+
 class Tags(HTMLParser):
     """The tags and attributes that a browser would see, and whether they are balanced."""
 
@@ -67,7 +75,7 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.names.add(tag)
         self.attributes += attrs
-        if tag not in ("meta", "use", "path", "image"):
+        if tag not in ("meta",):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -75,7 +83,7 @@ class Tags(HTMLParser):
         self.attributes += attrs
 
     def handle_endtag(self, tag):
-        if tag not in ("meta", "use", "path", "image"):
+        if tag not in ("meta",):
             assert self.open.pop() == tag
 
 
@@ -86,26 +94,61 @@ def parsed(page):
     return tags
 
 
+def hostile(payload, **changes):
+    """A report and texts that say the payload wherever a stranger has a word."""
+    names = [payload, payload + "b", "c"]
+    nearest = (NearestRow(3, payload, payload, 0.9),)
+    words = ((payload, 0.3), ("b", -0.4))
+    texts = PageTexts(
+        mistakes=[
+            Mishap(4, payload, names[0], names[1], 0.9, nearest, words),
+            Mishap(5, payload, names[0], names[1], 0.9),
+        ],
+        cells=[CellText(i, payload, i % 3, i // 3, 0.5) for i in range(9)],
+        training={7: payload},
+    )
+    plain = report(names=names, notes=[payload], reproduce=payload, model={"backbone": payload, payload: payload})
+    audit = {"row": 7, "given": payload, "suggested": payload, "confidence": 0.8}
+    return plain | {"label_audit": {"text": payload, "suspects": [audit]}} | changes, texts
+
+
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_hostile_labels_and_texts_cannot_act(payload):
-    names = [payload, payload + "b", "c"]
-    mistakes = [Mishap(4, payload, names[0], names[1], 0.9)]
-    plain = report(names=names, notes=[payload], reproduce=payload, model={"backbone": payload, payload: payload})
-    page = draw(plain, {"environment": {payload: payload}}, mistakes)
+    plain, texts = hostile(payload)
+    page = draw_page(plain, {"environment": {payload: payload}}, texts)
     tags = parsed(page)
-    assert "<script" not in page.lower()
-    assert not tags.names & {"script", "img", "iframe", "base", "h4", "object", "form", "a", "link"}
+    assert page.lower().count("<script") == 2
+    assert not tags.names & {"img", "iframe", "base", "h4", "object", "form", "link"}
     assert not [name for name, _ in tags.attributes if name.startswith("on")]
+    assert not [name for name, _ in tags.attributes if name == "style"]
     assert page.count("<h1>") == 1
     assert page.encode("utf-8")
+
+
+def test_the_policy_names_the_style_and_the_script_by_their_hash():
+    page = draw(report(), RUN, [])
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    for kind in ("style", "script"):
+        content = re.search(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
 
 
 def test_the_page_asks_for_nothing_from_outside():
     page = draw(report(classes=30, n=300), RUN, [])
     targets = [value for name, value in parsed(page).attributes if name in ("src", "href", "xlink:href")]
-    assert all(value.startswith(("#", "data:")) for value in targets)
-    assert not re.findall(r"@import|url\((?!#|&quot;#)", page)
-    assert "default-src 'none'" in page
+    assert targets
+    assert all(value.startswith("#") for value in targets)
+    assert not re.findall(r"@import|url\(", page)
+
+
+def test_links_to_sections_lead_somewhere():
+    page = draw(report(), RUN, [])
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
 
 
 def test_the_verdict_comes_first_and_the_warnings_next():
@@ -121,13 +164,13 @@ def test_what_the_score_estimates_is_said_once():
 
 def test_long_texts_and_row_lists_are_shortened():
     page = draw(report(), RUN, [Mishap(1, "word " * 1000, "label 0", "label 1", 0.9)])
-    assert page.count("word ") < 80
+    assert page.count("word word") < 80
     assert "(60 in all)" in page
 
 
 def test_a_hundred_and_fifty_labels_are_drawn_with_their_confused_pairs():
     page = draw(report(classes=150, n=600), RUN, [])
-    assert "data:image/png;base64," in page
+    assert '<svg id="map"' in page
     assert "Most confused pairs" in page
     assert 'class="confusion"' not in page
     assert len(page) < 1_000_000
@@ -145,16 +188,11 @@ def test_the_same_report_gives_the_same_bytes():
     assert draw(plain, RUN, []) == draw(plain, RUN, [])
 
 
-def test_pictures_take_the_colours_of_the_theme_and_ids_of_their_own():
-    page = draw(report(), RUN, [])
-    assert "#01020" not in page
-    assert "currentColor" in page
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-
-
 def test_a_single_test_row_is_drawn():
     assert "How good it is" in draw(report(n=1), RUN, [])
+
+
+LEGEND = {"first": "probe, last", "second": "probe, mean", "third": "short tuning"}
 
 
 @pytest.mark.parametrize(("cost", "told"), [(0.0, "None of the depths tried has a lower loss"), (0.02, "0.020 nats")])
@@ -175,5 +213,82 @@ def test_a_depth_that_was_chosen_is_drawn_and_what_it_costs_is_said(cost, told):
     page = draw(report(model={"backbone": "tiny", "layers": 8, "depth": depth}), RUN, [])
     assert "<h2>How deep</h2>" in page
     assert told in page
-    assert all(label in page for label in ("probe, last", "probe, mean", "short tuning"))
+    assert all(f'<li class="{kind}">{label}</li>' in page for kind, label in LEGEND.items())
     assert "How deep" not in draw(report(), RUN, [])
+
+
+# --- in a real browser
+
+EVERYTHING = """
+for (const each of document.querySelectorAll('details')) each.open = true;
+for (const each of document.querySelectorAll('[data-cell]'))
+  each.dispatchEvent(new MouseEvent('click', {bubbles: true}));
+for (const each of document.querySelectorAll('select')) for (let i = 0; i < each.options.length; i++) {
+  each.selectedIndex = i; each.dispatchEvent(new Event('input', {bubbles: true}));
+}
+for (const each of document.querySelectorAll('input')) for (const value of [1, 50, 99]) {
+  each.value = value; each.dispatchEvent(new Event('input', {bubbles: true}));
+}
+for (const name of ['pointermove', 'keydown']) for (const each of document.querySelectorAll('svg.map, table.confusion'))
+  each.dispatchEvent(name === 'keydown' ? new KeyboardEvent(name, {key: 'ArrowDown', bubbles: true})
+    : new PointerEvent(name, {clientX: 30, clientY: 30, bubbles: true}));
+"""
+
+
+def opened(browser, folder, page):
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    browser.requests()
+    browser.open(path)
+    assert browser.dialog() is None
+    return path
+
+
+@pytest.mark.parametrize("payload", [each.replace("//evil.example", "http://127.0.0.1:9/x") for each in PAYLOADS])
+def test_nothing_of_a_hostile_page_runs_speaks_or_calls(browser, tmp_path, payload):
+    plain, texts = hostile(payload)
+    path = opened(browser, tmp_path, draw_page(plain, RUN, texts))
+    browser.run(EVERYTHING)
+    assert browser.dialog() is None
+    assert browser.console() == []
+    assert browser.requests() == [path.as_uri()]
+    assert browser.run("return document.querySelectorAll('script').length") == 2
+    assert browser.run("return document.querySelector('#cell-texts bdi') !== null")
+
+
+def test_a_press_on_a_cell_shows_its_texts_and_arrows_go_on(browser, tmp_path):
+    plain = report()
+    counts = plain["test"]["confusion"]["counts"]
+    cells = [CellText(i, f"text {i}", 0, 1, 0.5 + i / 100) for i in range(counts[0][1])]
+    opened(browser, tmp_path, draw_page(plain, RUN, PageTexts(cells=cells)))
+    browser.run("document.querySelector('[data-cell=\"0-1\"]').click()")
+    shown = browser.run("return [...document.querySelectorAll('#cell-texts li bdi')].map(each => each.textContent)")
+    assert shown == [f"text {i}" for i in reversed(range(len(cells)))][:12]
+    focused = browser.run(
+        "document.querySelector('[data-cell=\"0-0\"]').focus();"
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
+        "return document.activeElement.dataset.cell"
+    )
+    assert focused == "0-1"
+
+
+def test_many_labels_are_read_by_pointing_at_the_map(browser, tmp_path):
+    plain = report(classes=150, n=600)
+    opened(browser, tmp_path, draw_page(plain, RUN, PageTexts()))
+    told = browser.run(
+        "const map = document.querySelector('#map');"
+        "for (const key of ['ArrowDown', 'ArrowDown', 'ArrowRight'])"
+        "  map.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"
+        "return document.querySelector('#map-cell').textContent"
+    )
+    assert told == f"truth label 2, answer label 1: {plain['test']['confusion']['counts'][2][1]} rows"
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_a_page_is_never_wider_than_its_window(browser, tmp_path, width):
+    names = ["a label with quite a long name that goes on", "b" * 70, "c", "d", "e", "f", "g", "h"]
+    plain = report(classes=8, n=200, names=names)
+    browser.ask("POST", "/window/rect", {"width": width, "height": 900})
+    opened(browser, tmp_path, draw_page(plain, RUN, PageTexts()))
+    wide, inner = browser.run("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= inner

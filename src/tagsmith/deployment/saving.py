@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tagsmith.deployment.engine import Engine
-    from tagsmith.evaluation.page import Mishap
+    from tagsmith.evaluation.page.texts import PageTexts
 
 PROBES = (
     "Your parcel is waiting, confirm the address to receive it today.",
@@ -30,14 +30,12 @@ def write_probes(folder: Path, engine: Engine) -> None:
     (folder / "probe.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_report(
-    folder: Path, report: Mapping[str, Any], *, run: Mapping[str, Any], mistakes: Sequence[Mishap]
-) -> None:
-    """Write the report as JSON and as a page, the facts of the run, and the model card."""
+def write_report(folder: Path, report: Mapping[str, Any], *, run: Mapping[str, Any], texts: PageTexts) -> None:
+    """Write the report as JSON and as a page, which alone has `texts`, the facts of the run, and the model card."""
     from tagsmith.deployment.card import card
-    from tagsmith.evaluation.page import draw
+    from tagsmith.evaluation.page.drawing import draw
 
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(draw(report, run, mistakes), encoding="utf-8")
+    (folder / "report.html").write_text(draw(report, run, texts), encoding="utf-8")
     (folder / "README.md").write_text(card(report), encoding="utf-8")
