@@ -59,6 +59,9 @@ def train(
     earlier: Annotated[
         str | None, typer.Option("--from", metavar="BUNDLE", help="An earlier bundle, whose rows keep their part.")
     ] = None,
+    corrections: Annotated[
+        Path | None, typer.Option(help="Corrections that `serve --corrections` kept, to learn from as well.")
+    ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,7 +79,8 @@ def train(
     from tagsmith.trackers import Trackers
     from tagsmith.tuning.parallel import launched
 
-    chosen = _config(preset, config, settings, backbone=backbone, seed=seed, query=query, earlier=earlier)
+    data = {"query": query, "earlier": earlier, "corrections": None if corrections is None else str(corrections)}
+    chosen = _config(preset, config, settings, backbone=backbone, seed=seed, data=data)
     folder = out or default_out(source, resume=resume)
     speaks = launched().is_first  # of several processes one does
     with (
@@ -126,7 +130,7 @@ def check(
     from tagsmith.console import Console
     from tagsmith.pipeline import check as run
 
-    chosen = _config("default", None, settings, backbone=backbone, query=query)
+    chosen = _config("default", None, settings, backbone=backbone, data={"query": query})
     if page is not None:
         _refuse_existing(page, force=force)
     with Console() as console:
@@ -334,9 +338,9 @@ def _config(
     *,
     backbone: str | None = None,
     seed: int | None = None,
-    query: str | None = None,
-    earlier: str | None = None,
+    data: Mapping[str, str | None],
 ) -> Config:
+    """Settings laid over one another; those of `data` that are None were not given."""
     from tagsmith.config import Config, load_settings, merge, parse_setting, settings_of
 
     layers: list[Mapping[str, Any]] = [settings_of(preset)]
@@ -345,10 +349,7 @@ def _config(
     layers += [parse_setting(assignment) for assignment in settings or []]
     if backbone is not None:
         layers.append({"model": {"backbone": backbone}})
-    if query is not None:
-        layers.append({"data": {"query": query}})
-    if earlier is not None:
-        layers.append({"data": {"earlier": earlier}})
+    layers.append({"data": {name: value for name, value in data.items() if value is not None}})
     if seed is not None:
         layers.append({"seed": seed})
     return Config.of(merge(*layers))

@@ -75,6 +75,8 @@ class DataConfig(Section):
     """Which fold is tested with `data.split` = kfold, from 1."""
     earlier: str | None = None
     """Folder of an earlier bundle: texts it was trained or tested on keep their part (`train --from BUNDLE`)."""
+    corrections: str | None = None
+    """A file that `tagsmith serve --corrections` kept: its texts join the training rows, and no others."""
     validation_share: float = Field(0.10, gt=0, lt=0.5)
     """Share of the rows for stopping and choosing; half of it becomes calibration rows when that is at least 200."""
     test_share: float = Field(0.20, gt=0, lt=0.9)
@@ -309,7 +311,7 @@ def parse_setting(assignment: str) -> dict[str, Any]:
 
 _NULLABLE = {
     *("tuning.head_learning_rate", "data.text", "data.label", "data.group"),
-    *("data.split_column", "data.time", "data.earlier"),
+    *("data.split_column", "data.time", "data.earlier", "data.corrections"),
     *("data.text_pair", "data.label_separator", "data.delimiter", "data.encoding", "data.query"),
 }
 

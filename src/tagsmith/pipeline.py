@@ -254,10 +254,22 @@ def _prepare(source: Source, validation: Source | None, test: Source | None, run
     train_table = _read(source, run, divided=True)
     validation_table, test_table = (None if s is None else _read(s, run) for s in (validation, test))
     if validation_table is None and test_table is None:
-        return prepare(train_table, run.config.data, seed=run.config.seed, listen=run.listen)
-    return prepare_given(
-        train_table, validation_table, test_table, run.config.data, seed=run.config.seed, listen=run.listen
-    )
+        prepared = prepare(train_table, run.config.data, seed=run.config.seed, listen=run.listen)
+    else:
+        prepared = prepare_given(
+            train_table, validation_table, test_table, run.config.data, seed=run.config.seed, listen=run.listen
+        )
+    return prepared if run.config.data.corrections is None else _corrected(prepared, run)
+
+
+def _corrected(prepared: Prepared, run: Run) -> Prepared:
+    from tagsmith.data.corrections import learn_corrections, read_corrections
+
+    config = run.config.data
+    corrections = clean_table(read_corrections(str(config.corrections)), config.clean)
+    prepared = learn_corrections(prepared, corrections, near=config.near_duplicates)
+    run.note(f"{prepared.history[-1].reason}.")
+    return prepared
 
 
 def _look(prepared: Prepared, run: Run) -> None:
