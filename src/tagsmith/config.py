@@ -210,6 +210,11 @@ class EvaluationConfig(Section):
     """Bootstrap resamples behind an interval that has no closed form."""
     calibrate: bool = True
     """Fit a temperature on the calibration rows, when there are at least 200."""
+    slices: list[str] = []
+    """Columns by whose values accuracy is told apart, beside label, length, language and time."""
+    costs: dict[str, dict[str, float]] = {}
+    """What an answer costs, as `{spam = {ham = 1.0}, ham = {spam = 20.0}}`: truth first, then the answer; what is not
+    named costs 1 where it is wrong. The report tells the cost of 1,000 texts."""
 
 
 class DeploymentConfig(Section):

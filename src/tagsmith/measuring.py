@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagsmith.data.preparing import Prepared
-from tagsmith.errors import DataError
+from tagsmith.data.table import Table
+from tagsmith.errors import DataError, SettingError
 from tagsmith.events import Event, listened, silent
 from tagsmith.labels import Labels
 from tagsmith.run import HELD_OUT, Result, Run
@@ -16,6 +17,7 @@ from tagsmith.run import HELD_OUT, Result, Run
 if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.evaluation.report import Report
+    from tagsmith.evaluation.sections import Asked
     from tagsmith.model.classifier import Classifier, Scorer
     from tagsmith.model.lexical import Lexical
     from tagsmith.tuning.loop import Tuned
@@ -53,6 +55,7 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         groups=table.groups,
         labels=bundle.engine.labels,
         before_probs=calibration.probabilities(before_NC),
+        asked=asked_of(table, bundle, run),
         leaked=prepared.leaked,
         discordance=_discordance(bundle, prepared, result, run),
         curves=result.tuned.curves,
@@ -69,6 +72,25 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
     )
     run.listen(Event("evaluation", "scores", values=report.headline()))
     return report, probs_NC
+
+
+def asked_of(table: Table, bundle: Bundle, run: Run) -> Asked:
+    """What the report should have beside scores, for these test rows."""
+    from tagsmith.evaluation.facets import facets_of
+    from tagsmith.evaluation.sections import Asked
+
+    labels, priors = bundle.engine.labels, bundle.settings["data"]["priors"]
+    if run.config.evaluation.costs and labels.multi_label:
+        raise SettingError(
+            "evaluation.costs has a cost for each truth and answer, and a text may have several labels here. Expected "
+            "one label a text; leave it out."
+        )
+    return Asked(
+        rows=table.rows,
+        facets=facets_of(table),
+        costs=run.config.evaluation.costs,
+        prior=None if labels.multi_label else labels.in_order(priors),
+    )
 
 
 def _fit_baselines(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> None:

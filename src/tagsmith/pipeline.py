@@ -32,7 +32,7 @@ from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
-from tagsmith.measuring import book_tables, data_section, measure_test
+from tagsmith.measuring import asked_of, book_tables, data_section, measure_test
 from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
 from tagsmith.tuning.parallel import join
@@ -137,7 +137,7 @@ def evaluate(
     command = ["tagsmith", "evaluate", str(loaded.folder), name_of(source), *(["--query", query] if query else [])]
     run = Run(config, listen, command=shlex.join(command))
     _require_use_of_query(config, source)
-    table = _read(source, run)
+    table = _read(source, run, sliced=True)
     grouped = group_duplicates(table, near=config.data.near_duplicates)
     probs_NC = loaded.predict_proba(table.texts)
     answered = np.flatnonzero(~np.isnan(probs_NC).any(axis=1))
@@ -147,7 +147,7 @@ def evaluate(
         run.note(
             f"{len(table) - len(answered)} of {len(table)} rows have an empty text, get no answer, and count nowhere."
         )
-    texts = table.take(answered).texts
+    used = grouped.table.take(answered)
     truth = truth_of(table, loaded.engine.labels)
     return build_report(
         data=data_section(
@@ -157,10 +157,11 @@ def evaluate(
         settings=config.model_dump(),
         truth=truth[answered],
         probs=probs_NC[answered],
-        baseline_probs=loaded.baseline_probabilities(texts),
+        baseline_probs=loaded.baseline_probabilities(used.texts),
         thresholds=loaded.thresholds,
         metric=config.evaluation.metric,
-        groups=grouped.table.groups[answered],
+        groups=used.groups,
+        asked=asked_of(used, loaded, run),
         labels=loaded.engine.labels,
         calibration=loaded.settings["calibration"],
         notes=run.notes,
@@ -251,8 +252,9 @@ def _prepare(source: Source, validation: Source | None, test: Source | None, run
         from tagsmith.deployment.manifest import verify
 
         verify(Path(run.config.data.earlier))
-    train_table = _read(source, run, divided=True)
-    validation_table, test_table = (None if s is None else _read(s, run) for s in (validation, test))
+    train_table = _read(source, run, divided=True, sliced=test is None)
+    validation_table = None if validation is None else _read(validation, run)
+    test_table = None if test is None else _read(test, run, sliced=True)
     if validation_table is None and test_table is None:
         prepared = prepare(train_table, run.config.data, seed=run.config.seed, listen=run.listen)
     else:
@@ -288,9 +290,10 @@ def _look(prepared: Prepared, run: Run) -> None:
             run.listen(Event("data", "note", values={"text": f"{finding.text} {finding.advice}"}))
 
 
-def _read(source: Source, run: Run, *, labelled: bool = True, divided: bool = False) -> Table:
-    """The rows of a source, cleaned; `divided` ones with the columns that say how."""
-    table = clean_table(_read_as_it_is(source, run, labelled=labelled, divided=divided), run.config.data.clean)
+def _read(source: Source, run: Run, *, labelled: bool = True, divided: bool = False, sliced: bool = False) -> Table:
+    """The rows of a source, cleaned; `divided` and `sliced` ones with the columns that say how."""
+    table = _read_as_it_is(source, run, labelled=labelled, divided=divided, sliced=sliced)
+    table = clean_table(table, run.config.data.clean)
     if not len(table):
         steps = ", ".join(run.config.data.clean)
         raise DataError(f"Cleaning ({steps}) leaves no text in any row. Expected some; take fewer steps in data.clean.")
@@ -305,10 +308,11 @@ def _require_use_of_query(config: Config, *sources: Source | None) -> None:
         )
 
 
-def _read_as_it_is(source: Source, run: Run, *, labelled: bool, divided: bool) -> Table:
+def _read_as_it_is(source: Source, run: Run, *, labelled: bool, divided: bool, sliced: bool) -> Table:
     if isinstance(source, Table):
         return source
-    table = read_as(_path(source, run), run.config.data, labelled=labelled, divided=divided)
+    slices = run.config.evaluation.slices if sliced else ()
+    table = read_as(_path(source, run), run.config.data, labelled=labelled, divided=divided, slices=slices)
     run.listen(Event("data", "read", values={"source": redacted(source), "rows": len(table)}))
     for change in table.history:
         if change.step == SIMILAR:

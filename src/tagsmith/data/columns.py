@@ -11,6 +11,7 @@ import polars as pl
 
 from tagsmith.data.files import listed
 from tagsmith.data.pairs import PAIR
+from tagsmith.data.table import SLICE
 from tagsmith.errors import DataError
 
 TEXT_NAMES = (
@@ -83,6 +84,14 @@ def texts_of(frame: pl.DataFrame, columns: Columns) -> pl.Series:
     return frame.select(pl.when(first.is_not_null() | second.is_not_null()).then(pair).alias("text"))["text"]
 
 
+def slice_columns(frame: pl.DataFrame, names: Sequence[str]) -> list[pl.Series]:
+    """The columns of these names as strings called `slice:NAME`; DataError for one that is not there."""
+    for name in names:
+        _require(frame, name)
+        _require_plain(frame, "slice", name)
+    return [frame[name].cast(pl.String).alias(f"{SLICE}{name}") for name in dict.fromkeys(names)]
+
+
 # --- templates ------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +142,8 @@ def _template(text: str) -> list[tuple[str, str | None]]:
 # --- asked for ------------------------------------------------------------------------------------------------------
 
 _TO_DO = {role: f"name it with --set data.{role}=NAME" for role in ("text", "text_pair", "label", "group", "time")} | {
-    "part": "name it with --set data.split_column=NAME"
+    "part": "name it with --set data.split_column=NAME",
+    "slice": "leave it out of evaluation.slices",
 }
 
 

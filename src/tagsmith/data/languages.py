@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 SCRIPTS = (
@@ -53,10 +54,20 @@ def languages_of(texts: pl.Series, words: pl.DataFrame) -> dict[str, float]:
     """
     if not len(texts):
         return {}
-    named = pl.concat([_by_script(texts), _by_words(words)]).unique("row", keep="first", maintain_order=True)
+    named = _named(texts, words)
     counts = named["language"].value_counts(sort=True)
     shares = {name: count / len(texts) for name, count in counts.iter_rows()}
     return shares | ({UNDETERMINED: 1 - len(named) / len(texts)} if len(named) < len(texts) else {})
+
+
+def language_of_rows(texts: pl.Series, words: pl.DataFrame) -> pl.Series:
+    """The language of each text, null where it is undetermined; `words` are those of `words_of`."""
+    rows = pl.DataFrame({"row": np.arange(len(texts), dtype=np.uint32)})
+    return rows.join(_named(texts, words), on="row", how="left", maintain_order="left")["language"]
+
+
+def _named(texts: pl.Series, words: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([_by_script(texts), _by_words(words)]).unique("row", keep="first", maintain_order=True)
 
 
 def _by_script(texts: pl.Series) -> pl.DataFrame:

@@ -24,7 +24,7 @@ from tagsmith.data.splitting import (
     with_known_labels,
 )
 from tagsmith.data.stratifying import membership
-from tagsmith.data.table import PARTS, Change, Splits, Table
+from tagsmith.data.table import PARTS, SLICE, Change, Splits, Table
 from tagsmith.errors import DataError, SettingError
 from tagsmith.events import Event, Listener, silent
 
@@ -325,10 +325,10 @@ def _grouped_together(parts: Sequence[Table], config: DataConfig, listen: Listen
     frames, offset = [], 0
     for part in parts:
         group = (pl.col("group") + offset).cast(pl.UInt32)
-        frames.append(part.frame.select("row", "text", "label", group))
+        frames.append(part.frame.select("row", "text", "label", group, pl.col(f"^{SLICE}.*$")))
         offset += int(part.groups.max(initial=0)) + 1
     history = tuple(dict.fromkeys(change for part in parts for change in part.history))
-    grouped = _grouped(Table(pl.concat(frames), history), config, listen)
+    grouped = _grouped(Table(pl.concat(frames, how="diagonal"), history), config, listen)
     ends = np.cumsum([len(part) for part in parts])
     return grouped, [grouped.table.take(np.arange(end - len(part), end)) for part, end in zip(parts, ends, strict=True)]
 

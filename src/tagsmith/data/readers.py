@@ -12,7 +12,7 @@ import polars as pl
 from tagsmith.config import DataConfig
 from tagsmith.data.archives import unpacked
 from tagsmith.data.columnar import read_arrow, read_excel, read_parquet
-from tagsmith.data.columns import Columns, find_columns, texts_of
+from tagsmith.data.columns import Columns, find_columns, slice_columns, texts_of
 from tagsmith.data.databases import is_url, read_database, redacted
 from tagsmith.data.delimited import read_delimited
 from tagsmith.data.encodings import as_utf8
@@ -46,6 +46,7 @@ def read(
     header: Header = "auto",
     query: str | None = None,
     labelled: bool = True,
+    slices: Sequence[str] = (),
 ) -> Table:
     """The rows of a source that have a text and, where `labelled`, a label; the rest is counted in the history.
 
@@ -70,6 +71,7 @@ def read(
         header: whether the first row of a text file names the columns.
         query: what a database is asked; without it, all rows of its only table.
         labelled: whether rows without a label are dropped, and a label column is looked for by its content.
+        slices: columns that are kept as `slice:NAME`, for accuracy by their values.
     """
     raw = read_frame(source, quoting=quoting, delimiter=delimiter, encoding=encoding, header=header, query=query)
     columns = find_columns(
@@ -83,6 +85,7 @@ def read(
         labelled=labelled,
     )
     frame, how = _frame_of(raw.frame, columns, label_separator)
+    frame = frame.with_columns(slice_columns(raw.frame, slices))
     rows = frame.height
     table = Table(
         frame, (Change("read", rows, rows, raw.how), Change("columns", rows, rows, f"{columns.why}{how and '; '}{how}"))
@@ -99,7 +102,14 @@ def read(
     return table
 
 
-def read_as(source: str | Path, settings: DataConfig, *, labelled: bool = True, divided: bool = False) -> Table:
+def read_as(
+    source: str | Path,
+    settings: DataConfig,
+    *,
+    labelled: bool = True,
+    divided: bool = False,
+    slices: Sequence[str] = (),
+) -> Table:
     """`read` with the settings of a run; the query is for a database, and other sources do without.
 
     `divided` rows have the columns by which they are split, which the user's own validation rows need not have.
@@ -121,6 +131,7 @@ def read_as(source: str | Path, settings: DataConfig, *, labelled: bool = True, 
         header=settings.header,
         query=settings.query if is_url(source) else None,
         labelled=labelled,
+        slices=slices,
     )
 
 

@@ -14,6 +14,8 @@ from tagsmith.errors import DataError
 T = TypeVar("T")
 U = TypeVar("U")
 
+SLICE = "slice:"
+"""What stands before the name of a source column by which test rows are sliced."""
 LISTED = 1000
 """Most row numbers that a line of history lists; it counts all."""
 
@@ -39,8 +41,9 @@ class Table:
 
     `frame` has the columns `row` (UInt32, the row's number in the source, from 0), `text` (String), `label` (String,
     null in a table that has none; List(String) in a multi-label table, where a row may have no label at all) and
-    `group` (UInt32; rows of one group must never be separated); beside them `time` and `part` (String, as they stand in
-    the source) where the user named columns for them. A pair of texts is one text with `PAIR` in it.
+    `group` (UInt32; rows of one group must never be separated); beside them `time` and `part` (String, as they stand
+    in the source) where the user named columns for them, and `slice:NAME` for columns by which test rows are sliced.
+    A pair of texts is one text with `PAIR` in it.
     """
 
     frame: pl.DataFrame

@@ -27,7 +27,7 @@ def calibration_error(
     confidence: np.ndarray, hits: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int
 ) -> Interval:
     """`ece` of any claims: `confidence (N, K)` that each of K claims about a row holds, and whether it does."""
-    gaps, bins = confidence - hits, _equal_mass_bins(confidence)
+    gaps, bins = confidence - hits, equal_mass_bins(confidence)
     cells = (np.arange(len(gaps))[:, None] * BINS + bins).ravel()
     shape, size = (len(gaps), BINS), len(gaps) * BINS
     filled = [np.bincount(cells, weights=w, minlength=size).reshape(shape) for w in (gaps.ravel(), None)]
@@ -48,7 +48,7 @@ def ece_calibrated(probs: np.ndarray, groups: np.ndarray, *, resamples: int, see
 
 def calibration_error_by_chance(confidence: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """`ece_calibrated` of any claims with their `confidence (N,)`; claims of one group hold or fail together."""
-    bins = _equal_mass_bins(confidence)
+    bins = equal_mass_bins(confidence)
     sizes = np.bincount(bins, minlength=BINS)
     inflation = design_effect((confidence > np.median(confidence)).astype(np.float64), groups)
     spread = np.sqrt(inflation * np.bincount(bins, weights=confidence * (1 - confidence), minlength=BINS))
@@ -59,7 +59,7 @@ def calibration_error_by_chance(confidence: np.ndarray, groups: np.ndarray, *, r
     return Interval(value, min(float(low), value), min(1.0, max(float(high), value)))
 
 
-def _equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
+def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
     """The bin of each value; equal confidences share a bin, so that the order of rows does not matter."""
     edges = np.quantile(confidence, np.arange(1, BINS) / BINS)
     return np.searchsorted(edges, confidence, side="right")

@@ -5,8 +5,8 @@ Axes: N rows, C labels, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,16 @@ SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
+class Wording:
+    """What a verdict's sentence needs: the names of model and baseline, what the rows can show, margin and unit."""
+
+    names: tuple[str, str]
+    limit: str
+    margin: float
+    unit: str = "points"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether a model beats its baseline; all differences in points (hundredths) of `measure`.
 
@@ -28,13 +38,22 @@ class Verdict:
     None where the discordance is not known or does not allow it.
     """
 
-    value: Value
-    text: str
     p_value: float
     difference: Interval
     minimum_difference: float | None
     detectable_difference: float | None
+    wording: Wording
     measure: Measure = "accuracy"
+
+    @property
+    def value(self) -> Value:
+        """Which of the four it is."""
+        return decide(self.difference, self.p_value, self.wording.margin)
+
+    @property
+    def text(self) -> str:
+        """The verdict in a sentence."""
+        return sentence(self.value, self.difference, self.p_value, self.wording)
 
     def as_dict(self) -> dict[str, Any]:
         """The shape of `verdict` in report.json."""
@@ -84,20 +103,12 @@ def compare_hits(
     gains = right_model.astype(np.int64) - right_baseline
     difference = _difference(gains, groups)
     p_value = sign_flip_p(gains, groups)
-    value = decide(difference, p_value, margin)
     minimum = minimum_difference(groups)
     rows = len(gains) / design_effect(gains.astype(np.float64), groups)
     limit = "no difference" if minimum is None else f"no difference under {_small(minimum)} points"
-    text = sentence(
-        value,
-        difference,
-        p_value,
-        limit=f"on {len(gains):,} rows {limit} can be significant",
-        margin=margin,
-        names=names,
-    )
+    wording = Wording(names, f"on {len(gains):,} rows {limit} can be significant", margin)
     detectable = None if discordance is None else detectable_difference(rows, discordance)
-    return Verdict(value, text, p_value, difference, minimum, detectable)
+    return Verdict(p_value, difference, minimum, detectable, wording)
 
 
 def sign_flip_p(gains: np.ndarray, groups: np.ndarray) -> float:
@@ -115,6 +126,21 @@ def sign_flip_p(gains: np.ndarray, groups: np.ndarray) -> float:
     centre, seen = len(chance) // 2, abs(int(gains.sum()))
     far = np.abs(np.arange(len(chance)) - centre) >= seen
     return float(np.clip(chance[far].sum(), 0, 1))
+
+
+def corrected(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """Verdicts on several models, each decided again by p-values corrected for their number."""
+    p_values = holm([each.p_value for each in verdicts.values()])
+    return {name: replace(each, p_value=p) for (name, each), p in zip(verdicts.items(), p_values, strict=True)}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected for their number so that all of them together err once in twenty (Holm 1979)."""
+    order, corrected, largest = np.argsort(p_values, kind="stable"), [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = float(largest)
+    return corrected
 
 
 def _signed_sums(size: int, count: int) -> np.ndarray:
@@ -176,18 +202,10 @@ def decide(difference: Interval, p_value: float, margin: float) -> Value:
     return "better" if difference.value > 0 else "worse"
 
 
-def sentence(
-    value: Value,
-    difference: Interval,
-    p_value: float,
-    *,
-    limit: str,
-    margin: float,
-    names: tuple[str, str],
-    unit: str = "points",
-) -> str:
-    """The verdict in words; differences are in `unit`, and `limit` says what the rows can show at all."""
-    model, baseline = names
+def sentence(value: Value, difference: Interval, p_value: float, wording: Wording) -> str:
+    """The verdict in words."""
+    model, baseline = wording.names
+    unit, margin = wording.unit, wording.margin
     shown = f"{_points(difference.low)} to {_points(difference.high)}, {_p(p_value)}"
     size = _points(abs(difference.value))
     if value == "better":
@@ -200,7 +218,7 @@ def sentence(
             f"Practically equal to {baseline}: the difference is {_points(difference.value)} {unit} ({shown}), "
             f"within {margin:g} either way; {baseline} is the cheaper one."
         )
-    return f"Undecided: {model} minus {baseline} is {_points(difference.value)} {unit} ({shown}); {limit}."
+    return f"Undecided: {model} minus {baseline} is {_points(difference.value)} {unit} ({shown}); {wording.limit}."
 
 
 def _points(value: float | None) -> str:

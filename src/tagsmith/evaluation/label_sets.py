@@ -103,7 +103,7 @@ def measure_sets(
         log_loss=mean_interval(row_set_losses(truth, probs), groups, **drawn),
         brier=mean_interval(((probs - truth) ** 2).mean(axis=1), groups, **drawn),
         ece=calibration_error(probs, truth, groups, **drawn),
-        ece_calibrated=calibration_error_by_chance(probs.ravel(), _claims(groups, len(labels)), **drawn),
+        ece_calibrated=calibration_error_by_chance(probs.ravel(), claims(groups, len(labels)), **drawn),
         per_label=tuple(
             label_scores(truth[:, i], guess[:, i], groups, name=name, threshold=float(thresholds[i]))
             for i, name in enumerate(labels.names)
@@ -133,7 +133,7 @@ def row_set_losses(truth: np.ndarray, probs: np.ndarray) -> np.ndarray:
     return -np.log(chances_NC).mean(axis=1)
 
 
-def _claims(groups: np.ndarray, classes: int) -> np.ndarray:
+def claims(groups: np.ndarray, classes: int) -> np.ndarray:
     """The group `(N C,)` of each decision: those of near duplicates about the same label hold or fail together."""
     _, group = np.unique(groups, return_inverse=True)
     return (group[:, None] * classes + np.arange(classes)).ravel()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tagsmith.errors import DataError
 from tagsmith.evaluation.calibration_error import ece, ece_calibrated
 from tagsmith.evaluation.confusions import FEWEST_ROWS, ConfusionScores, confusion_scores
 from tagsmith.evaluation.losses import brier, log_loss
@@ -109,6 +110,24 @@ def measure(
         labels=labels.names,
         counts=confusion(truth, guess, classes=len(labels)),
     )
+
+
+def require_probabilities(probs: np.ndarray, *, several: bool, whose: str) -> None:
+    """DataError where `probs (N, C)` of one model are none, or do not sum to 1 in rows that have one label each."""
+    beyond = ~np.isfinite(probs).all(axis=1) | (probs < 0).any(axis=1) | (probs > 1 + _ROUNDING).any(axis=1)
+    if not several:
+        beyond |= ~(np.abs(probs.sum(axis=1) - 1) <= _ROUNDING)
+    if beyond.any():
+        row = int(beyond.argmax())
+        shown = ", ".join(f"{p:.4g}" for p in probs[row][:5])
+        raise DataError(
+            f"The probabilities that {whose} gives row {row} are none: {shown}{', ...' if probs.shape[1] > 5 else ''} "
+            f"(their sum is {probs[row].sum():.4g}; {int(beyond.sum())} of {len(probs)} rows are like that). Expected "
+            f"numbers from 0 to 1{'' if several else ' that sum to 1'}; give softmax outputs, not logits."
+        )
+
+
+_ROUNDING = 1e-6
 
 
 def confusion(truth: np.ndarray, guess: np.ndarray, *, classes: int) -> np.ndarray:

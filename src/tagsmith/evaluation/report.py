@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from tagsmith import __version__
 from tagsmith.errors import BundleError
-from tagsmith.evaluation.comparison import Verdict, compare
+from tagsmith.evaluation.comparison import Verdict, compare, corrected
 from tagsmith.evaluation.label_sets import SetScores, measure_sets
-from tagsmith.evaluation.metrics import Scores, measure
+from tagsmith.evaluation.metrics import Scores, measure, require_probabilities
+from tagsmith.evaluation.sections import Asked, Measured, sections_of
 from tagsmith.evaluation.set_comparison import compare_sets, primary_measure
 from tagsmith.evaluation.spread import spread_of
 from tagsmith.labels import Labels
@@ -42,6 +43,14 @@ class Report:
     data: Plain
     model: Plain
     calibration: Plain
+    comparisons: list[Plain] = field(default_factory=list)
+    reliability: list[Plain] = field(default_factory=list)
+    abstention: Plain = field(default_factory=dict)
+    cascade: Plain | None = None
+    slices: list[Plain] = field(default_factory=list)
+    expected_cost: Plain | None = None
+    robustness: list[Plain] = field(default_factory=list)
+    score_table: Plain | None = None
     candidates: list[Plain] = field(default_factory=list)
     curves: list[Plain] = field(default_factory=list)
     seeds: list[Plain] = field(default_factory=list)
@@ -69,8 +78,8 @@ class Report:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:
         """The report of a parsed report.json; keys of later releases are left out, BundleError names a missing one."""
-        optional = {"candidates", "curves", "seeds", "spread", "forecast", "settings", "reproduce"}
         names = {each.name for each in fields(cls)}
+        optional = {each.name for each in fields(cls) if not each.default is each.default_factory is MISSING}
         missing = sorted(names - optional - set(plain))
         if missing:
             raise BundleError(f"report.json lacks {missing}; expected a report that Tagsmith wrote. Train again.")
@@ -79,6 +88,9 @@ class Report:
 
 _MAIN = ("accuracy", "micro_f1", "macro_f1", "log_loss", "ece")
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
+
+
+_NOTHING = Asked()
 
 
 def build_report(
@@ -99,6 +111,10 @@ def build_report(
     discordance: float | None = None,
     thresholds: Mapping[str, np.ndarray] | None = None,
     metric: str = "log_loss",
+    llm_probs: np.ndarray | None = None,
+    asked: Asked = _NOTHING,
+    cascade: Mapping[str, Any] | None = None,
+    robustness: Sequence[Mapping[str, Any]] = (),
     calibration: Mapping[str, Any] | None = None,
     candidates: Sequence[Mapping[str, Any]] = (),
     curves: Sequence[Mapping[str, Any]] = (),
@@ -113,25 +129,26 @@ def build_report(
     training, None where nobody looked; `before_probs (N, C)` are the scores before tuning. `data`, `model` and the
     rest are plain data that is kept as it is, `data.labels` added where it is absent.
 
+    `asked` says what else the report should have, `cascade` and `robustness` are what was measured apart. Where the
+    model is no pure LLM, `llm_probs (N, C)` are those of the best one: both are compared with TF-IDF then, and p-values
+    corrected (Holm). DataError where probabilities are none.
+
     Where `labels` are multi-label `truth` is `(N, C)` bool, and `thresholds` needs `model`, each name of
     `baseline_probs`, and `before_tuning` with `before_probs`: arrays `(C,)`. `metric` then decides by what is compared
     (see `primary_measure`), and `discordance` is the `paired_spread` of that measure.
     """
+    for name, each in {"the model": probs, **baseline_probs}.items():
+        require_probabilities(each, several=labels.multi_label, whose=name)
     rows = _TestRows(truth, groups, labels, resamples, seed)
-    if thresholds is None:
-        verdict = compare(truth, probs, baseline_probs["tfidf"], groups, margin=margin, discordance=discordance)
-    else:
-        verdict = rows.compared(
-            probs >= thresholds["model"],
-            baseline_probs["tfidf"] >= thresholds["tfidf"],
-            metric=metric,
-            margin=margin,
-            spread=discordance,
-        )
+    rivals = {name: each for name, each in (("served", probs), ("llm", llm_probs)) if each is not None}
+    verdicts = rows.compared(
+        rivals, baseline_probs["tfidf"], thresholds, metric=metric, margin=margin, spread=discordance
+    )
     own, before = ((thresholds or {}).get(name) for name in ("model", "before_tuning"))
     return Report(
         tagsmith=__version__,
-        verdict=verdict.as_dict(),
+        verdict=verdicts["served"].as_dict(),
+        comparisons=[{"model": name, "baseline": "tfidf"} | each.as_dict() for name, each in verdicts.items()],
         notes=list(notes),
         test=rows.measured(probs, own).as_dict(),
         baselines={
@@ -143,6 +160,17 @@ def build_report(
         test_leaked=rows.measured_among(probs, own, leaked),
         data={"labels": list(labels.names)} | _plain(data),
         model=_plain(model),
+        **_plain(
+            sections_of(
+                Measured(truth, probs, groups, labels, own),
+                asked,
+                baseline_probs=baseline_probs,
+                resamples=resamples,
+                seed=seed,
+            )
+        ),
+        cascade=_plain(cascade),
+        robustness=_plain(robustness),
         calibration=_plain(calibration or {"temperature": 1.0, "rows": 0, "note": "not calibrated"}),
         candidates=_plain(candidates),
         curves=_plain(curves),
@@ -177,19 +205,33 @@ class _TestRows:
         return part.measured(probs[chosen], thresholds).as_dict()
 
     def compared(
-        self, answers: np.ndarray, baseline: np.ndarray, *, metric: str, margin: float, spread: float | None
-    ) -> Verdict:
-        return compare_sets(
-            self.truth,
-            answers,
-            baseline,
-            self.groups,
-            measure=primary_measure(metric),
-            resamples=self.resamples,
-            seed=self.seed,
-            margin=margin,
-            spread=spread,
-        )
+        self,
+        rivals: Mapping[str, np.ndarray],
+        baseline: np.ndarray,
+        thresholds: Mapping[str, np.ndarray] | None,
+        *,
+        metric: str,
+        margin: float,
+        spread: float | None,
+    ) -> dict[str, Verdict]:
+        """Each of `rivals` against TF-IDF, p-values corrected for their number."""
+        found = {}
+        for name, probs in rivals.items():
+            if thresholds is None:
+                found[name] = compare(self.truth, probs, baseline, self.groups, margin=margin, discordance=spread)
+                continue
+            found[name] = compare_sets(
+                self.truth,
+                probs >= thresholds["model" if name == "served" else name],
+                baseline >= thresholds["tfidf"],
+                self.groups,
+                measure=primary_measure(metric),
+                resamples=self.resamples,
+                seed=self.seed,
+                margin=margin,
+                spread=spread,
+            )
+        return corrected(found)
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tagsmith.evaluation.comparison import Measure, Verdict, compare_hits, decide, sentence
+from tagsmith.evaluation.comparison import Measure, Verdict, Wording, compare_hits
 from tagsmith.evaluation.label_sets import Average, f1_of, label_sums
 from tagsmith.evaluation.proportions import Interval
 from tagsmith.evaluation.resampling import bca, resampled_sums
@@ -51,19 +51,10 @@ def compare_sets(
     pair = _Pair(*(label_sums(truth, answers, groups, seed=seed) for answers in (answers_model, answers_baseline)))
     difference = pair.difference(average, resamples=resamples, seed=seed)
     p_value = pair.swap_p(average, seed=seed)
-    value = decide(difference, p_value, margin)
     detectable = None if spread is None else float(100 * _POWER * spread / np.sqrt(len(truth)))
-    limit = "" if detectable is None else f" show a difference of {detectable:.1f} points with 80 % power"
-    text = sentence(
-        value,
-        difference,
-        p_value,
-        limit=f"{len(truth):,} rows{limit or ' are too few'}",
-        margin=margin,
-        names=names,
-        unit=f"points of {average} F1",
-    )
-    return Verdict(value, text, p_value, difference, None, detectable, measure)
+    limit = "are too few" if detectable is None else f"show a difference of {detectable:.1f} points with 80 % power"
+    wording = Wording(names, f"{len(truth):,} rows {limit}", margin, unit=f"points of {average} F1")
+    return Verdict(p_value, difference, None, detectable, wording, measure)
 
 
 _POWER = 1.959964 + 0.841621  # two-sided at 5 %, seen with 80 %

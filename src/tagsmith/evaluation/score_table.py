@@ -1,0 +1,43 @@
+"""What was said of each test row, for pictures that let a reader move a threshold: numbers, and no text.
+
+Axes: N rows, C labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+MOST_ROWS = 5000
+MOST_NUMBERS = 100_000
+_PLACES = 4
+
+
+def score_table(
+    rows: np.ndarray, truth: np.ndarray, probs: np.ndarray, thresholds: np.ndarray | None
+) -> dict[str, Any]:
+    """Columns with an entry for each row: its number in the source, ids of the truth and of the answer, probabilities.
+
+    `truth` and `answer` are lists of ids where a text may have several labels. At most 5,000 rows and 100,000
+    probabilities (rounded to 4 places), evenly spaced over all rows; `of` says how many there are.
+    """
+    most = min(MOST_ROWS, max(1, MOST_NUMBERS // probs.shape[1]))
+    kept = np.arange(len(probs))
+    if len(kept) > most:
+        kept = np.unique(np.linspace(0, len(probs) - 1, most).round().astype(int))
+    if thresholds is None:
+        true, found = truth[kept].tolist(), probs[kept].argmax(axis=1).tolist()
+    else:
+        true, found = (_sets(each) for each in (truth[kept], probs[kept] >= thresholds))
+    return {
+        "of": len(probs),
+        "row": rows[kept].tolist(),
+        "truth": true,
+        "answer": found,
+        "probabilities": np.round(probs[kept], _PLACES).tolist(),
+    }
+
+
+def _sets(has: np.ndarray) -> list[list[int]]:
+    return [np.flatnonzero(row).tolist() for row in has]
