@@ -9,6 +9,7 @@ import pytest
 from tagsmith.evaluation.page.drawing import draw as draw_page
 from tagsmith.evaluation.page.texts import CellText, Mishap, NearestRow, PageTexts
 from tagsmith.evaluation.report import build_report
+from tagsmith.evaluation.sections import Asked
 from tagsmith.labels import Labels
 
 PAYLOADS = [
@@ -31,7 +32,7 @@ HTTP = "http://127.0.0.1:9/"
 RUN = {"date": "2026-01-01", "timing": {"tuning": 12.5}, "environment": {"python": "3.11"}}
 
 
-def report(classes=3, n=90, names=None, **changes):
+def report(classes=3, n=90, names=None, asked=None, **changes):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, classes, n)
     logits = rng.normal(size=(n, classes)) + 2 * np.eye(classes)[truth]
@@ -57,6 +58,7 @@ def report(classes=3, n=90, names=None, **changes):
         before_probs=np.full((n, classes), 1 / classes),
         curves=[{"step": s, "train_loss": 1 / s, "validation_loss": None, "train_accuracy": 0.5} for s in (1, 2, 3)],
         reproduce="tagsmith train rows.csv --seed 1",
+        asked=asked or Asked(),
     ).as_dict()
     return plain | changes
 
@@ -75,7 +77,7 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.names.add(tag)
         self.attributes += attrs
-        if tag not in ("meta",):
+        if tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -83,7 +85,7 @@ class Tags(HTMLParser):
         self.attributes += attrs
 
     def handle_endtag(self, tag):
-        if tag not in ("meta",):
+        if tag not in ("meta", "input"):
             assert self.open.pop() == tag
 
 
@@ -188,6 +190,35 @@ def test_the_same_report_gives_the_same_bytes():
     assert draw(plain, RUN, []) == draw(plain, RUN, [])
 
 
+def test_sections_are_drawn_from_what_a_report_has():
+    plain = report(n=300, asked=Asked(facets={"length": ["short", "long"] * 150}, costs=COSTS))
+    whole = draw(plain | {"cascade": CASCADE, "robustness": ROBUSTNESS}, RUN, [])
+    titles = set(re.findall(r"<h2>(.*?)</h2>", whole))
+    own = {"What a probability is worth", "What a threshold does", "If it may decline to answer", "Where it differs"}
+    assert own | {"What it does not stand", "What an answer costs"} <= titles
+    bare = {key: value for key, value in plain.items() if key not in Asked.__dataclass_fields__}
+    for key in ("reliability", "abstention", "slices", "score_table", "expected_cost"):
+        bare.pop(key)
+    assert not own & set(re.findall(r"<h2>(.*?)</h2>", draw(bare, RUN, [])))
+
+
+COSTS = {"label 0": {"label 1": 5.0}}
+CASCADE = {
+    "points": [{"share": 0.0, "accuracy": 0.9}, {"share": 1.0, "accuracy": 0.8}],
+    "chosen": {"share": 0.5},
+    "text": "TF-IDF answers half.",
+}
+ROBUSTNESS = [
+    {
+        "kind": "typos",
+        "n": 90,
+        "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9},
+        "drop": {"value": 3.0, "low": 1.0, "high": 5.0},
+        "tfidf": {"drop": {"value": 3.0, "low": None, "high": None}},
+    }
+]
+
+
 def test_a_single_test_row_is_drawn():
     assert "How good it is" in draw(report(n=1), RUN, [])
 
@@ -282,6 +313,30 @@ def test_many_labels_are_read_by_pointing_at_the_map(browser, tmp_path):
         "return document.querySelector('#map-cell').textContent"
     )
     assert told == f"truth label 2, answer label 1: {plain['test']['confusion']['counts'][2][1]} rows"
+
+
+def test_the_slider_says_what_a_threshold_would_do(browser, tmp_path):
+    plain = report(n=300)
+    table = plain["score_table"]
+    probs, truth = np.array(table["probabilities"]), np.array(table["truth"])
+    opened(browser, tmp_path, draw_page(plain, RUN, PageTexts()))
+    shown = browser.run(
+        "const [choice, slider] = ['threshold-label', 'threshold'].map(id => document.getElementById(id));"
+        "choice.value = 2; slider.value = 70; slider.dispatchEvent(new Event('input'));"
+        "return ['precision', 'recall', 'count'].map(id => document.getElementById('threshold-' + id).textContent)"
+    )
+    answered, is_label = probs[:, 1] >= 0.7, truth == 1
+    assert shown[0].startswith(f"{100 * is_label[answered].mean():.1f} % (")
+    assert shown[1].startswith(f"{100 * answered[is_label].mean():.1f} % (")
+    assert shown[2] == str(answered.sum())
+
+
+def test_controls_are_there_only_where_a_script_runs(browser, tmp_path):
+    opened(browser, tmp_path, draw_page(report(), RUN, PageTexts()))
+    seen = "return document.getElementById('threshold').checkVisibility()"
+    assert browser.run(seen)
+    browser.run("document.documentElement.classList.remove('scripted')")
+    assert not browser.run(seen)
 
 
 @pytest.mark.parametrize("width", [390, 1100])

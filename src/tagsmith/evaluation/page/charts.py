@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tagsmith.markup import Html, escape
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440, 56, 14, 10, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 250, 56, 24, 10, 44
 KINDS = ("first", "second", "third", "fourth")
 """Classes of a series, in the order in which pictures use them."""
 
@@ -63,7 +63,7 @@ def _round_step(step: float) -> float:
 class Picture:
     """Axes on which marks are put one after the other; `svg` is the whole."""
 
-    def __init__(self, x: Axis, y: Axis, *, height: int = 250) -> None:
+    def __init__(self, x: Axis, y: Axis, *, height: int = HEIGHT) -> None:
         self.x, self.y, self.height = x, y, height
         self._marks: list[str] = []
 

@@ -16,6 +16,13 @@ from string import Template
 from typing import Any
 
 from tagsmith.evaluation.page.answers import confusion_section, labels_section
+from tagsmith.evaluation.page.chances import (
+    abstention_section,
+    reliability_section,
+    threshold_curves,
+    thresholds_section,
+)
+from tagsmith.evaluation.page.costs import cost_section
 from tagsmith.evaluation.page.errors import audit_section, mistakes_section
 from tagsmith.evaluation.page.learning import (
     candidates_section,
@@ -23,8 +30,9 @@ from tagsmith.evaluation.page.learning import (
     labels_needed_section,
     learning_section,
 )
+from tagsmith.evaluation.page.parts import robustness_section, slices_section
 from tagsmith.evaluation.page.provenance import data_section, run_section
-from tagsmith.evaluation.page.scores import cost_section, scores_section, seeds_section, verdict_of
+from tagsmith.evaluation.page.scores import scores_section, seeds_section, verdict_of
 from tagsmith.evaluation.page.texts import CellText, PageTexts
 from tagsmith.markup import UNSEEN, Html, escape, shorten, style
 
@@ -36,12 +44,17 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], texts: PageTexts = _
     """The page of a report.json, with the facts of a run.json and the texts that it quotes."""
     sections = [
         scores_section(report),
-        cost_section(report),
+        cost_section(report, run),
         confusion_section(report),
         labels_section(report),
         mistakes_section(texts.mistakes, report["test"]),
         audit_section(report.get("label_audit"), texts.training),
         labels_needed_section(report),
+        reliability_section(report),
+        thresholds_section(report),
+        abstention_section(report),
+        slices_section(report),
+        robustness_section(report),
         learning_section(report),
         depth_section(report),
         candidates_section(report),
@@ -50,6 +63,8 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], texts: PageTexts = _
         run_section(report, run),
     ]
     data = {"labels": _names(report), "cells": _cells(texts.cells)}
+    if (report.get("score_table") or {}).get("probabilities"):
+        data |= {"thresholds": threshold_curves(report)}
     return assemble("Tagsmith report", verdict_of(report), sections, data=data)
 
 

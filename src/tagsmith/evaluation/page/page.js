@@ -110,4 +110,50 @@
       }
     });
   }
+
+  // --- the slider: what another threshold would have done
+
+  const slider = byId("threshold"), choice = byId("threshold-label");
+  if (slider) {
+    const picture = byId("threshold-picture");
+    const [first, second] = picture.querySelectorAll("polyline");
+    const rule = picture.querySelector(".rule");
+    const { options, independent, frame: [left, right, top, bottom] } = data.thresholds;
+    const across = (share) => left + share * (right - left);
+    const up = (share) => bottom - share * (bottom - top);
+
+    const wilson = (hits, rows) => {
+      const z2 = 3.8415, share = hits / rows, middle = share + z2 / (2 * rows);
+      const room = Math.sqrt(z2 * (share * (1 - share) / rows + z2 / (4 * rows * rows)));
+      return [(middle - room) / (1 + z2 / rows), (middle + room) / (1 + z2 / rows)];
+    };
+    const told = (hits, rows) => {
+      if (!rows) return "none";
+      const [low, high] = wilson(hits * independent, rows * independent);
+      return `${percent(hits / rows)} (${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)})`;
+    };
+    const recalled = (option, at) => (option.any ? option.answered : option.right)[at];
+
+    const move = () => {
+      const option = options[Number(choice.value)], at = Number(slider.value);
+      const answered = option.answered[at];
+      byId("threshold-value").textContent = `${at} %`;
+      byId("threshold-precision").textContent = told(option.right[at], answered);
+      byId("threshold-recall").textContent = told(recalled(option, at), option.all);
+      byId("threshold-count").textContent = count(answered);
+      const names = option.any ? ["right of those answered", "answered"] : ["precision", "recall"];
+      byId("threshold-precision-name").textContent = names[0];
+      byId("threshold-recall-name").textContent = names[1];
+      picture.parentElement.querySelectorAll(".legend li").forEach((item, i) => { item.textContent = names[i]; });
+      const x = across(at / 100).toFixed(1);
+      rule.setAttribute("d", `M${x} ${top}V${bottom}`);
+      const points = (values) => values.map(([place, share]) => `${across(place).toFixed(1)},${up(share).toFixed(1)}`).join(" ");
+      const places = option.answered.map((rows, i) => [i / 100, i]).filter(([, i]) => option.answered[i]);
+      first.setAttribute("points", points(places.map(([place, i]) => [place, option.right[i] / option.answered[i]])));
+      second.setAttribute("points", points(option.answered.map((_, i) => [i / 100, recalled(option, i) / (option.all || 1)])));
+    };
+    slider.addEventListener("input", move);
+    choice.addEventListener("input", move);
+    move();
+  }
 })();

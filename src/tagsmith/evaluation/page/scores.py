@@ -15,11 +15,9 @@ from tagsmith.evaluation.page.wording import (
     measures_of,
     paragraph,
     percent_of,
-    seconds,
     section,
     share,
     signed,
-    size,
 )
 from tagsmith.markup import Html, escape, number, table_of, word
 
@@ -63,7 +61,8 @@ def scores_section(report: Report) -> Html:
     compared = report["verdict"].get("measure", "accuracy")
     title = next(title for title, key in measures.items() if key == compared)
     told = "".join(paragraph(remark, soft=True) for remark in _remarks(report["test"], report["verdict"]))
-    body = _whiskers(models, compared, title) + _numbers(models, measures) + _further(models) + told
+    further = _comparisons(report) + _further(models) + _looks(report.get("looks"))
+    body = _whiskers(models, compared, title) + _numbers(models, measures) + further + told
     return section("scores", "How good it is", body)
 
 
@@ -119,6 +118,20 @@ def _further(models: Mapping[str, Mapping[str, Any]]) -> str:
     return f"<details><summary>Further measures</summary>{table}</details>"
 
 
+def _comparisons(report: Report) -> str:
+    """Every comparison with its verdict, where there was more than one."""
+    verdicts = report.get("comparisons") or []
+    if len(verdicts) < 2:
+        return ""
+    rows = [[word(f"{each['model']} against {each['baseline']}"), each["text"]] for each in verdicts]
+    return table_of(["compared", "verdict"], rows, texts=(1,), caption="All comparisons, corrected for their number")
+
+
+def _looks(looks: Mapping[str, Any] | None) -> str:
+    """How often these test rows were opened, where that was more than once."""
+    return paragraph(looks["note"]) if looks and looks.get("note") else ""
+
+
 def _remarks(test: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"A score on {number(test['n'])} test rows estimates new rows from the same source, not live traffic, which "
@@ -166,26 +179,3 @@ def _point(measure: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if measure == "log_loss" else share(value)
-
-
-def cost_section(report: Report) -> Html:
-    """What an answer costs, of each system, beside its score; and what a cascade of two would."""
-    cost: Mapping[str, Any] = report.get("cost") or {}
-    scored = {name: scores for name, scores in _scored(report).items() if name not in _PARTS.values()}
-    titles = _RIVALS | {"model": "this model"}
-    rows = [
-        [
-            word(titles.get(name, name)),
-            percent_of((scored.get(titles.get(name, name)) or {}).get("accuracy")),
-            *(seconds(each[key]) if each.get(key) is not None else "" for key in _SECONDS),
-            size(each["bytes"]) if each.get("bytes") is not None else "",
-        ]
-        for name, each in cost.items()
-        if isinstance(each, Mapping)
-    ]
-    head = ["", "accuracy", "1,000 texts together", "one text alone", "on disk"]
-    table = table_of(head, rows, numbers=range(1, 5), caption="Score and cost of each system") if rows else ""
-    return section("cost", "What an answer costs", table)
-
-
-_SECONDS = ("seconds_per_thousand", "seconds_per_text")

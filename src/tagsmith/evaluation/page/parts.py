@@ -1,0 +1,91 @@
+"""Parts of the rows and damaged rows: where accuracy differs, and what it does not stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tagsmith.evaluation.page.charts import Scale, whisker_cell
+from tagsmith.evaluation.page.wording import KEYS, paragraph, percent_of, section, share, signed
+from tagsmith.markup import Html, number, table_of, word
+
+Plain = Mapping[str, Any]
+
+
+def slices_section(report: Plain) -> Html:
+    """Accuracy by length, source, language and the like; what differs beyond chance stands out."""
+    slices = report.get("slices") or []
+    if not slices:
+        return Html("")
+    scale = _scale([each["accuracy"] for each in slices])
+    rows = [
+        [
+            each["by"],
+            word(each["value"]),
+            whisker_cell(each["accuracy"], scale, kind="second" if each["p_holm"] < _LEVEL else "first"),
+            percent_of(each["accuracy"]),
+            share(each["shrunk"]),
+            number(each["n"]),
+            Html(f"<strong>{_p(each['p_holm'])}</strong>") if each["p_holm"] < _LEVEL else _p(each["p_holm"]),
+        ]
+        for each in slices
+    ]
+    apart = sum(each["p_holm"] < _LEVEL for each in slices)
+    told = (
+        f"{apart} of {len(slices)} parts differ from the other rows beyond chance."
+        if apart
+        else f"None of {len(slices)} parts differs from the other rows beyond chance."
+    )
+    soft = (
+        "Some part always looks bad by luck: the estimate draws small parts towards all rows, and p is corrected for "
+        "the number of parts (Holm)."
+    )
+    head = ["by", "part", _scale_head(scale), "accuracy", "estimate", "rows", "p"]
+    table = table_of(head, rows, numbers=(3, 4, 5, 6), pictures=(2,), caption="Accuracy of parts of the test rows")
+    return section("slices", "Where it differs", paragraph(told) + table + paragraph(soft, soft=True))
+
+
+_LEVEL = 0.05
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def robustness_section(report: Plain) -> Html:
+    """How much accuracy typing errors, other case and look-alike letters cost."""
+    damages = report.get("robustness") or []
+    if not damages:
+        return Html("")
+    scale = _scale([each["accuracy"] for each in damages])
+    rows = [
+        [
+            each["kind"],
+            whisker_cell(each["accuracy"], scale, kind="first"),
+            percent_of(each["accuracy"]),
+            _points(each["drop"]),
+            *([_points(each["tfidf"]["drop"])] if "tfidf" in each else []),
+        ]
+        for each in damages
+    ]
+    head = ["damage", _scale_head(scale), "accuracy", "drop in points"]
+    if any("tfidf" in each for each in damages):
+        head.append("drop of TF-IDF")
+    table = table_of(head, rows, numbers=range(2, len(head)), pictures=(1,), caption="Accuracy on damaged test rows")
+    return section("robustness", "What it does not stand", table)
+
+
+def _points(measure: Plain) -> str:
+    """A difference in points with its interval."""
+    if measure["low"] is None:
+        return signed(measure["value"])
+    return f"{signed(measure['value'])} ({signed(measure['low'])} to {signed(measure['high'])})"
+
+
+def _scale(measures: list[Plain]) -> Scale:
+    return Scale.around([measure[end] for measure in measures for end in KEYS if measure[end] is not None])
+
+
+def _scale_head(scale: Scale) -> Html:
+    low, high = share(max(0.0, scale.low), 0), share(min(1.0, scale.high), 0)
+    return Html(f'<span class="scale"><span>{low}</span><span>{high}</span></span>')
