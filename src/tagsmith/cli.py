@@ -247,6 +247,30 @@ def report(bundle: BundleFolder) -> None:
 
 
 @app.command()
+def push(
+    bundle: BundleFolder,
+    repo: Annotated[str, typer.Argument(help="NAME or OWNER/NAME on the Hugging Face hub.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be pushed; ask nobody.")] = False,
+    with_texts: Annotated[bool, typer.Option("--with-texts", help="Push report.html too, which holds texts.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is made now is for everybody.")] = False,
+    message: Annotated[str, typer.Option(help="What the commit says.")] = "",
+) -> None:
+    """Push a bundle to the Hugging Face hub, in one commit."""
+    from tagsmith.deployment.pushing import pack
+    from tagsmith.deployment.pushing import push as run
+
+    shipment = pack(bundle, repo, with_texts=with_texts)
+    for name, reason in shipment.left.items():
+        typer.echo(f"Left behind: {name} ({reason}).", err=True)
+    if dry_run:
+        for name, size in shipment.files.items():
+            print(f"{size}\t{name}")
+        typer.echo(f"{len(shipment.files)} files, {shipment.size} bytes, would go to {repo}.", err=True)
+        return
+    print(run(shipment, public=public, message=message))
+
+
+@app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="The settings file to write.")] = Path("tagsmith.toml"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
