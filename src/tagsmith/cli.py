@@ -216,6 +216,75 @@ def _as_line(text: str, answer: Answer, bundle: Bundle) -> str:
 
 
 @app.command()
+def serve(
+    bundle: BundleFolder,
+    host: Annotated[str, typer.Option(help="Where to listen; an address that others reach needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Which port; 0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Who may ask: a line name:key for each client. TAGSMITH_API_KEY is one more.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="A name that this server goes by, as in the Host header; several times.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the model is called; the folder's name by default.")] = None,
+    engine: Annotated[str, typer.Option(help="What computes the answers.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; all cores by default.")] = None,
+    watch: Annotated[
+        Path | None, typer.Option(help="Take up each new version: a bundle, a link to one, or a folder of bundles.")
+    ] = None,
+    shadow: Annotated[
+        Path | None, typer.Option(help="A bundle that is asked the same; its answers are compared and dropped.")
+    ] = None,
+    canary: Annotated[
+        str | None, typer.Option(metavar="BUNDLE=SHARE", help="A bundle that answers a share of the texts, as 0.1.")
+    ] = None,
+    settings: Setting = None,
+) -> None:
+    """Answer over HTTP, to the clients of Hugging Face, vLLM, OpenAI, KServe and SageMaker. Ctrl-C stops it."""
+    from tagsmith.deployment.limits import Keys, refuse_open_host
+    from tagsmith.deployment.server import Door
+    from tagsmith.deployment.server import serve as run
+    from tagsmith.deployment.service_log import start_logging
+    from tagsmith.deployment.supervisor import Launch
+    from tagsmith.deployment.versions import Plan, canary_of
+
+    chosen = _deployment_settings(settings)
+    keys = Keys.of(api_key_file, environment=os.environ.get("TAGSMITH_API_KEY"))
+    refuse_open_host(host, keys)
+    beside, share = canary_of(canary) if canary is not None else (None, 0.0)
+    plan = Plan(
+        launch=Launch(bundle, engine=engine, threads=threads),
+        name=name or bundle.resolve().name,
+        settings=chosen,
+        shadow=shadow,
+        canary=beside,
+        canary_share=share,
+        watch=watch,
+    )
+    door = Door(host=host, port=port, keys=keys, key_file=api_key_file, allowed_hosts=tuple(allowed_host or ()))
+    start_logging()
+    run(
+        plan,
+        door,
+        started=lambda address: print(f"Serving {bundle} on {address}; how to ask: {address}/docs", flush=True),
+    )
+
+
+def _deployment_settings(settings: list[str] | None) -> dict[str, Any]:
+    from tagsmith.config import Config, merge, parse_setting
+
+    given = merge(*(parse_setting(assignment) for assignment in settings or []))
+    beyond = sorted(set(given) - {"deployment"})
+    if beyond:
+        raise SettingError(
+            f"'{beyond[0]}' was settled in training. Expected settings of the section deployment; train anew to "
+            "change others."
+        )
+    Config.of(given)
+    return given.get("deployment", {})
+
+
+@app.command()
 def evaluate(
     bundle: BundleFolder,
     source: Source,
@@ -232,29 +301,6 @@ def evaluate(
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
         console.scores(report, file=sys.stdout)
-
-
-@app.command()
-def export(
-    bundle: BundleFolder,
-    to: Annotated[str, typer.Option(help="onnx, onnx-int8, openvino, torch-bf16, hf, or tfidf.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    rows: Annotated[
-        str | None,
-        typer.Option(help="Labelled rows to compare on, as of `train`; the source of the training by default."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
-) -> None:
-    """Write a bundle for another engine, if it answers as the bundle does."""
-    from tagsmith.console import Console
-    from tagsmith.deployment.exporters import export as run
-    from tagsmith.deployment.exporters import sentence
-
-    with Console() as console:
-        done = run(bundle, to=to, out=out, rows=rows, force=force, listen=console)
-        for name, parity in done.parity.items():
-            console.say(sentence(parity, done.refusals[name]))
-    print(done.folder)
 
 
 @app.command()
@@ -322,7 +368,7 @@ def plugins() -> None:
     from tagsmith.plugins import available
 
     for each in available():
-        state = f'pip install "{each.lacks}"' if each.lacks else "here"
+        state = f'pip install "tagsmith[{each.lacks}]"' if each.lacks else "here"
         print(f"{each.kind}\t{each.name}\t{each.package}\t{state}\t{each.target}")
 
 

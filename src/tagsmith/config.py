@@ -222,6 +222,24 @@ class DeploymentConfig(Section):
 
     tokens_per_batch: int = Field(512, ge=16)
     """Tokens that one core scores at once, an upper bound; answers do not depend on it."""
+    batch_tokens: int = Field(1024, ge=16)
+    """Tokens that `tagsmith serve` hands to its engine at once, with their padding; more answers more texts a second
+    under load, and lets a short text wait longer behind others."""
+    max_wait_ms: float = Field(2.0, ge=0, le=1000)
+    """How long a text may wait for company while the engine is in demand; to one that rests it goes at once."""
+    max_texts: int = Field(32, ge=1, le=4096)
+    """Texts of one request to `tagsmith serve`; `/batch` takes any number of lines."""
+    max_body_bytes: int = Field(2_000_000, ge=1024)
+    """Size of the body of one request; `/batch` takes any number of lines of 1 MB."""
+    queue_texts: int = Field(512, ge=1)
+    """Texts that wait at most; where there is no room the answer is 429, and when to come again."""
+    timeout_s: float = Field(30.0, gt=0)
+    """How long a request may take before the answer is 504; a client lowers it by the header x-timeout-s."""
+    drain_s: float = Field(30.0, ge=0)
+    """How long a server that is told to stop goes on answering what it has accepted."""
+    flagged: list[str] = []
+    """Labels that count as flagged on `/v1/moderations`, where a text has one label; with several labels a text, those
+    found are."""
 
 
 class Config(Section):

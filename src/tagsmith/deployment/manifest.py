@@ -23,10 +23,8 @@ UNHASHED = frozenset({"README.md", "run.json", "report.html", MANIFEST})
 
 
 @contextmanager
-def staging(folder: Path, *, force: bool, manifest: bool = True) -> Iterator[Path]:
+def staging(folder: Path, *, force: bool) -> Iterator[Path]:
     """A folder beside `folder` to fill; it takes that name when the block ends well, and is gone when it does not.
-
-    Without `manifest` it becomes no bundle.
 
     Raises:
         SettingError: `folder` exists and `force` is not given.
@@ -38,8 +36,7 @@ def staging(folder: Path, *, force: bool, manifest: bool = True) -> Iterator[Pat
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        if manifest:
-            _write_manifest(aside)
+        _write_manifest(aside)
         _flush(aside)
         _swap(aside, folder, force=force)
     except (OSError, SafetensorError) as error:

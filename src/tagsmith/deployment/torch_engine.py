@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,14 @@ from tagsmith.model.packing import keep_few_kernels
 class TorchEngine:
     """A classifier that answers. Texts are cleaned by the steps of `cleaning` first."""
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        *,
-        tokens_per_batch: int = 512,
-        cleaning: Sequence[str] = (),
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.name = "torch-fp32" if dtype == torch.float32 else "torch-bf16"
+    name = "torch-fp32"
+
+    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512, cleaning: Sequence[str] = ()) -> None:
         self.labels: Labels = classifier.labels
         self.cleaning = tuple(cleaning)
         self.tokens_per_batch = tokens_per_batch
         self._classifier = classifier
-        self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch, dtype=dtype)
+        self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch)
 
     @property
     def scorer(self) -> Scorer:
@@ -88,14 +81,10 @@ class TorchEngine:
         return answers(self, texts, pairs)
 
 
-def _open(
-    dtype: torch.dtype,
-    folder: Path,
-    settings: Mapping[str, Any],
-    *,
-    threads: int | None = None,
-    device: str = "cpu",
+def open_fp32(
+    folder: Path, settings: Mapping[str, Any], *, threads: int | None = None, device: str = "cpu"
 ) -> TorchEngine:
+    """The engine of a bundle's folder in fp32."""
     if threads is not None:
         torch.set_num_threads(threads)
     keep_few_kernels()
@@ -103,12 +92,7 @@ def _open(
         load_classifier(folder, settings).to(choose_device(device)),
         tokens_per_batch=tokens_per_batch_of(settings),
         cleaning=cleaning_of(settings),
-        dtype=dtype,
     )
-
-
-open_fp32 = partial(_open, torch.float32)
-open_bf16 = partial(_open, torch.bfloat16)
 
 
 def reload(folder: Path, *, device: str = "cpu") -> Bundle[TorchEngine]:

@@ -1,0 +1,168 @@
+"""Which texts are answered together, and when. Knows no HTTP and no model, and asks the clock that it is given.
+
+A text goes out at once when the engine rests. While it works texts gather; when it has finished they go together, at
+the latest `max_wait_s` after the oldest of them came. Texts of like length share a batch first.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+J = TypeVar("J")
+
+BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
+"""Lengths up to which texts count as alike; one of `n` tokens costs the smallest of these that holds it."""
+
+
+class Full(Exception):  # noqa: N818 - it is an answer to `add`, not a fault
+    """No room in the queue for these texts."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a batch and the queue may hold. Tokens of a batch are counted with their padding."""
+
+    batch_texts: int = 256
+    batch_tokens: int = 2048
+    max_wait_s: float = 0.002
+    queue_texts: int = 512
+    queue_tokens: int = 32768
+
+
+@dataclass(eq=False)
+class Waiting(Generic[J]):
+    """A text in the queue: its tokens, when it came, by when it must go out, and whatever its owner ties to it."""
+
+    job: J
+    tokens: int
+    arrived: float
+    deadline: float
+    number: int
+    here: bool = field(default=True)
+
+
+class Batcher(Generic[J]):
+    """A bounded queue that hands out one batch at a time, the oldest text always in it."""
+
+    def __init__(self, bounds: Bounds, *, clock: Callable[[], float]) -> None:
+        self.bounds = bounds
+        self.texts = 0
+        self.tokens = 0
+        self._clock = clock
+        self._numbers = itertools.count()
+        self._lines: dict[int, deque[Waiting[J]]] = {}
+        self._busy = False
+        self._ended = -math.inf
+
+    def __len__(self) -> int:
+        return self.texts
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is out."""
+        return self._busy
+
+    def add(self, jobs: Sequence[tuple[J, int]], *, deadline: float = math.inf) -> list[Waiting[J]]:
+        """Queue jobs with their numbers of tokens, all of them or none. Full when there is no room."""
+        tokens = sum(size for _, size in jobs)
+        if self.texts + len(jobs) > self.bounds.queue_texts or self.tokens + tokens > self.bounds.queue_tokens:
+            raise Full
+        now = self._clock()
+        queued = [Waiting(job, size, now, deadline, next(self._numbers)) for job, size in jobs]
+        for waiting in queued:
+            self._lines.setdefault(_width(waiting.tokens), deque()).append(waiting)
+        self.texts += len(queued)
+        self.tokens += tokens
+        return queued
+
+    def cancel(self, waiting: Waiting[J]) -> bool:
+        """Take a text back; False when it has gone out already."""
+        if not waiting.here:
+            return False
+        self._leave(waiting)
+        return True
+
+    def expired(self) -> list[Waiting[J]]:
+        """Take the texts out whose deadline has passed, in the order in which they came."""
+        now = self._clock()
+        late = [each for line in self._lines.values() for each in line if each.here and each.deadline <= now]
+        for waiting in late:
+            self._leave(waiting)
+        return sorted(late, key=lambda waiting: waiting.number)
+
+    def take(self) -> list[Waiting[J]]:
+        """The next batch, or nothing where none is due. Until `finished` is called, none is."""
+        due = self.due_at()
+        if due is None or due > self._clock():
+            return []
+        batch = self._gather()
+        for waiting in batch:
+            self._leave(waiting)
+        self._busy = True
+        return batch
+
+    def finished(self) -> None:
+        """The batch that was out has come back."""
+        self._busy = False
+        self._ended = self._clock()
+
+    def due_at(self) -> float | None:
+        """When the next batch is to go out (it may be in the past); None while one is out or nothing waits."""
+        if self._busy:
+            return None
+        oldest = min((line[0] for line in self._tidy().values()), key=lambda head: head.number, default=None)
+        if oldest is None:
+            return None
+        latest = oldest.arrived + self.bounds.max_wait_s
+        if self._is_full() or oldest.arrived - self._ended >= self.bounds.max_wait_s:
+            return oldest.arrived
+        return latest
+
+    def _is_full(self) -> bool:
+        return self.texts >= self.bounds.batch_texts or self.tokens >= self.bounds.batch_tokens
+
+    def _gather(self) -> list[Waiting[J]]:
+        """The oldest text, then those of its length, then all others, oldest first each, as far as the budget goes."""
+        lines = {width: iter([each for each in line if each.here]) for width, line in self._tidy().items()}
+        heads = {width: next(line) for width, line in lines.items()}
+        led_by = min(heads, key=lambda width: heads[width].number)
+        batch: list[Waiting[J]] = []
+        left = self.bounds.batch_tokens
+        while heads and len(batch) < self.bounds.batch_texts:
+            width = led_by if led_by in heads else min(heads, key=lambda width: heads[width].number)
+            if width > left and batch:
+                del heads[width]
+                continue
+            batch.append(heads[width])
+            left -= width
+            following = next(lines[width], None)
+            if following is None:
+                del heads[width]
+            else:
+                heads[width] = following
+        return batch
+
+    def _leave(self, waiting: Waiting[J]) -> None:
+        waiting.here = False
+        self.texts -= 1
+        self.tokens -= waiting.tokens
+
+    def _tidy(self) -> dict[int, deque[Waiting[J]]]:
+        """The lines, without those at their heads who have left."""
+        for width, line in list(self._lines.items()):
+            while line and not line[0].here:
+                line.popleft()
+            if not line:
+                del self._lines[width]
+        return self._lines
+
+
+def _width(tokens: int) -> int:
+    place = bisect.bisect_left(BUCKETS, tokens)
+    return BUCKETS[place] if place < len(BUCKETS) else tokens

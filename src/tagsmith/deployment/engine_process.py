@@ -1,0 +1,226 @@
+"""The process in which a served bundle's engine computes: `python -m tagsmith.deployment.engine_process FOLDER ...`.
+
+It verifies and opens the bundle, checks it on its own probes, and then answers frames on its standard input with frames
+on its standard output, until that input ends. Texts are encoded in one thread while another one computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tagsmith.data.encoding import Tokens
+from tagsmith.deployment.engine import Engine, open_engine
+from tagsmith.deployment.frames import Frame, FrameError, pack, read
+from tagsmith.deployment.manifest import MANIFEST, verify
+from tagsmith.deployment.recipe import read_settings
+from tagsmith.errors import BundleError, TagsmithError
+
+EXACT, NEAR = 1e-4, 0.05
+"""How far probabilities of probes may lie from the recorded ones: of an engine in fp32, and of one in fewer bits."""
+
+_WARM_UP = (1, 16, 64, 256)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve one bundle until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--digest", help="refuse another version of the bundle than this one")
+    chosen = parser.parse_args(arguments)
+    # The server decides when this process ends: a terminal's or a supervisor's signal goes to the whole group.
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_IGN)
+    requests, answers = _take_over_the_pipes()
+    send = _Sender(answers)
+    try:
+        engine = _open(chosen.folder, chosen.engine, threads=chosen.threads, digest=chosen.digest)
+        description = _describe(chosen.folder, engine)
+        _warm_up(engine, description["max_tokens"])
+        _check_probes(chosen.folder, engine)
+    except TagsmithError as error:
+        send(Frame("refused", values={"message": str(error), "kind": type(error).__name__}))
+        return
+    except Exception as error:  # noqa: BLE001 - whatever it is, the server must hear of it
+        send(Frame("refused", values={"message": f"The bundle cannot be opened: {_told(error)}.", "kind": "fault"}))
+        return
+    send(Frame("ready", values=description))
+    _Desk(engine, send).serve(requests)
+
+
+class _Sender:
+    """Writes frames, one at a time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = Lock()
+
+    def __call__(self, frame: Frame) -> None:
+        with self._lock:
+            self._file.write(pack(frame))
+            self._file.flush()
+
+
+class _Desk:
+    """Takes frames and answers them: `encode` in a thread of its own, `score` in the main one."""
+
+    def __init__(self, engine: Engine, send: Callable[[Frame], None]) -> None:
+        self._engine = engine
+        self._send = send
+        self._to_encode: SimpleQueue[Frame | None] = SimpleQueue()
+        self._to_score: SimpleQueue[Frame | None] = SimpleQueue()
+
+    def serve(self, requests: BinaryIO) -> None:
+        """Answer until the requests end; whatever is unanswered then, nobody waits for."""
+        Thread(target=self._sort, args=(requests,), daemon=True).start()
+        Thread(target=self._work, args=(self._to_encode, self._encode), daemon=True).start()
+        self._work(self._to_score, self._score)
+
+    def _sort(self, requests: BinaryIO) -> None:
+        """Read frames and hand each to its thread. One that cannot be read ends the process."""
+        try:
+            while (frame := read(requests)) is not None:
+                (self._to_encode if frame.kind == "encode" else self._to_score).put(frame)
+        except FrameError as error:
+            print(f"engine process: {error}", file=sys.stderr)  # noqa: T201 - the log of this process
+        self._to_score.put(None)
+
+    def _work(self, queue: SimpleQueue[Frame | None], answer: Callable[[Frame], Frame]) -> None:
+        while (frame := queue.get()) is not None:
+            try:
+                reply = answer(frame)
+            except Exception as error:  # noqa: BLE001 - one bad request must not end the others
+                # The message of an error may hold a text; where it came from does not.
+                kind = "unfit" if isinstance(error, TagsmithError) else "fault"
+                reply = Frame("failed", frame.number, {"kind": kind, "error": _told(error)})
+            self._send(reply)
+
+    def _encode(self, frame: Frame) -> Frame:
+        start = time.perf_counter()
+        tokens = self._engine.encode(frame.values["texts"], frame.values.get("pairs"))
+        spent = {"tokenize_s": time.perf_counter() - start}
+        return Frame("encoded", frame.number, spent, _as_arrays(tokens))
+
+    def _score(self, frame: Frame) -> Frame:
+        start = time.perf_counter()
+        logits_NC = self._engine.logits_of(Tokens(**frame.arrays))
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found and refused by the server
+            probs_NC = self._engine.probabilities_of(logits_NC)
+        spent = {"inference_s": time.perf_counter() - start}
+        arrays = {"logits": logits_NC.astype("<f4"), "probabilities": probs_NC.astype("<f8")}
+        return Frame("scored", frame.number, spent, arrays)
+
+
+def _as_arrays(tokens: Tokens) -> dict[str, np.ndarray]:
+    return {
+        "ids": tokens.ids.astype("<i4"),
+        "offsets": tokens.offsets.astype("<i8"),
+        "rows": tokens.rows.astype("<i8"),
+        "truncated": tokens.truncated,
+    }
+
+
+def _take_over_the_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Standard input and output for frames alone: whatever a library prints goes to standard error instead."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return requests, answers
+
+
+def _open(folder: Path, name: str, *, threads: int | None, digest: str | None) -> Engine:
+    if digest is not None:
+        verify(folder)
+        if digest_of(folder) != digest:
+            raise BundleError(
+                f"The bundle '{folder}' is another one than the one that was served. Expected the same files; "
+                "publish a new version under a new name and reload."
+            )
+    return open_engine(folder, name, threads=threads)
+
+
+def digest_of(folder: Path) -> str:
+    """The SHA-256 over all files of a bundle, as its manifest has it: its version."""
+    return str(json.loads((folder / MANIFEST).read_bytes())["sha256"])
+
+
+def _describe(folder: Path, engine: Engine) -> dict[str, Any]:
+    settings = read_settings(folder)
+    model: Mapping[str, Any] = settings.get("model", {})
+    thresholds = engine.thresholds
+    return {
+        "engine": engine.name,
+        "labels": list(engine.labels.names),
+        "multi_label": engine.labels.multi_label,
+        "thresholds": None if thresholds is None else [float(each) for each in thresholds],
+        "max_tokens": engine.max_tokens,
+        "long_texts": str(model.get("long_texts", "head")),
+        "pairs": bool(model.get("pairs")),
+        "digest": digest_of(folder),
+        "unknown_id": _unknown_id(folder),
+        "settings": settings.get("config", {}).get("deployment", {}),
+    }
+
+
+def _unknown_id(folder: Path) -> int | None:
+    """The id that stands for letters which the tokenizer does not know; None where it knows all."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    vocabulary, unknown = model.get("vocab"), model.get("unk_token")
+    return vocabulary.get(unknown) if isinstance(vocabulary, dict) and isinstance(unknown, str) else None
+
+
+def _warm_up(engine: Engine, max_tokens: int | None) -> None:
+    """Answer texts of several lengths, so that the first users do not wait for kernels and pages."""
+    for words in _WARM_UP:
+        if max_tokens is None or words <= max_tokens:
+            engine.probabilities_of(engine.logits_of(engine.encode([("word " * words).strip()] * 4)))
+
+
+def _check_probes(folder: Path, engine: Engine) -> None:
+    """Refuse a bundle that does not answer its own probes as it did when it was saved."""
+    path = folder / "probe.jsonl"
+    is_another = engine.name == "tfidf" and read_settings(folder).get("kind") != "tfidf"
+    if is_another or not path.is_file():  # the baseline beside a model: the probes are the model's
+        return
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    wanted = engine.probabilities_of(np.array([line["logits"] for line in lines], dtype=np.float32))
+    found = engine.probabilities_of(engine.logits_of(engine.encode([line["text"] for line in lines])))
+    allowed = EXACT if engine.name.endswith("fp32") or engine.name == "tfidf" else NEAR
+    off = float(np.abs(wanted - found).max())
+    if not off <= allowed:  # NaN is too far as well
+        raise BundleError(
+            f"The bundle '{folder}' answers its own probes otherwise than when it was saved: probabilities differ by "
+            f"{off:.2g} with the engine {engine.name}; expected at most {allowed:g}. Use another --engine, or train it "
+            "anew."
+        )
+
+
+def _told(error: Exception) -> str:
+    """What kind of error it was and where it arose: never its message, which may hold a text."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+    return f"{type(error).__name__}{where}"
+
+
+if __name__ == "__main__":
+    main()
