@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.data import delimited
+from tagsmith.data import dialects
 from tagsmith.data.readers import read_frame
 
 CELLS = st.text(st.sampled_from('ab", \n;\r\t'), max_size=8).filter(lambda cell: "\r" not in cell.replace("\r\n", ""))
@@ -50,6 +50,6 @@ def test_quotes_are_paired_or_not_whatever_the_piece(tmp_path, monkeypatch, data
 
     (tmp_path / "a.csv").write_bytes(data.encode())
     for piece in (1, 2, 3, 1 << 20):
-        monkeypatch.setattr(delimited, "_QUOTES_AT_ONCE", piece)
+        monkeypatch.setattr(dialects, "_QUOTES_AT_ONCE", piece)
         with mapped(tmp_path / "a.csv") as mapping:
-            assert delimited._are_paired(mapping, ",") == paired
+            assert dialects._are_paired(mapping, ",") == paired

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,15 +10,16 @@ import polars as pl
 from tagsmith.data.files import listed
 from tagsmith.data.pairs import PAIR
 from tagsmith.data.table import SLICE
+from tagsmith.data.text_columns import (
+    LABEL_NAMES,
+    TO_DO,
+    by_name,
+    columns_of_text,
+    find_text,
+    require_column,
+    template_of,
+)
 from tagsmith.errors import DataError
-
-TEXT_NAMES = (
-    "text", "texts", "message", "sentence", "review", "content", "body", "tweet", "comment", "description",
-    "utterance", "question", "query", "document", "sms", "post", "headline",
-)  # fmt: skip
-LABEL_NAMES = (
-    "label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "tag", "polarity", "y",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,15 @@ def find_columns(
     """
     label = (label,) if isinstance(label, str) else tuple(label or ())
     asked = {"text_pair": text_pair, "group": group, "time": time, "part": part}
-    given = [*_text_columns(frame, text), *label, *(name for name in asked.values() if name is not None)]
+    given = [*columns_of_text(frame.columns, text), *label, *(name for name in asked.values() if name is not None)]
     for name in given:
-        _require(frame, name)
+        require_column(frame.columns, name)
     if len(set(given)) < len(given):
         raise DataError(f"The columns {listed(given)} were named; expected a different one for each role.")
-    text_found, text_why = _find_text(frame, text, given)
-    taken = {*given, *_text_columns(frame, text_found)}
+    text_found, text_why = find_text(frame.columns, text, given, lambda names: _mean_lengths(frame, names))
+    taken = {*given, *columns_of_text(frame.columns, text_found)}
     label_found, label_why = _find_label(frame, label, [n for n in frame.columns if n not in taken], labelled=labelled)
-    for role, name in [*(("text", n) for n in _text_columns(frame, text_found)), *asked.items()]:
+    for role, name in [*(("text", n) for n in columns_of_text(frame.columns, text_found)), *asked.items()]:
         _require_plain(frame, role, name)
     whys = [text_why, label_why, *(f"{role} = '{name}' (asked for)" for role, name in asked.items() if name)]
     return Columns(text_found, label_found, group, "; ".join(why for why in whys if why), text_pair, time, part)
@@ -87,7 +86,7 @@ def texts_of(frame: pl.DataFrame, columns: Columns) -> pl.Series:
 def slice_columns(frame: pl.DataFrame, names: Sequence[str]) -> list[pl.Series]:
     """The columns of these names as strings called `slice:NAME`; DataError for one that is not there."""
     for name in names:
-        _require(frame, name)
+        require_column(frame.columns, name)
         _require_plain(frame, "slice", name)
     return [frame[name].cast(pl.String).alias(f"{SLICE}{name}") for name in dict.fromkeys(names)]
 
@@ -99,10 +98,10 @@ def _filled(frame: pl.DataFrame, text: str) -> pl.Expr:
     if text in frame.columns:
         return _clean(text)
     pieces: list[pl.Expr] = []
-    for literal, name, *_ in _template(text):
+    for literal, name, *_ in template_of(text):
         pieces += [pl.lit(literal)] if literal else []
         pieces += [_clean(name).fill_null("")] if name is not None else []
-    names = _text_columns(frame, text)
+    names = columns_of_text(frame.columns, text)
     return pl.when(pl.any_horizontal(_clean(name).str.strip_chars() != "" for name in names)).then(
         pl.concat_str(pieces)
     )
@@ -112,79 +111,18 @@ def _clean(name: str) -> pl.Expr:
     return pl.col(name).str.replace_all(PAIR, " ", literal=True)
 
 
-def _text_columns(frame: pl.DataFrame, text: str | None) -> list[str]:
-    """The columns that a text is made of, each once: itself, or those in the braces of a template."""
-    if text is None:
-        return []
-    if text in frame.columns or "{" not in text:
-        return [text]
-    names = [name for _, name, *_ in _template(text) if name is not None]
-    if not names or "" in names:
-        raise DataError(
-            f"The text template {text!r} names no column in its braces. Expected something like '{{title}}. {{body}}' "
-            f"with some of {listed(frame.columns)}."
-        )
-    return list(dict.fromkeys(names))
-
-
-def _template(text: str) -> list[tuple[str, str | None]]:
-    """Literal text and the column after it; a written backslash and n (or t) is a line end (or a tab)."""
-    try:
-        parsed = list(string.Formatter().parse(text.replace("\\n", "\n").replace("\\t", "\t")))
-    except ValueError as error:
-        raise DataError(
-            f"The text template {text!r} cannot be read: {error}. Expected columns in braces, as in "
-            "'{title}. {body}'; write a brace of the text itself twice."
-        ) from None
-    return [(literal, name if not spec else f"{name}:{spec}") for literal, name, spec, _ in parsed]
-
-
 # --- asked for ------------------------------------------------------------------------------------------------------
-
-_TO_DO = {role: f"name it with --set data.{role}=NAME" for role in ("text", "text_pair", "label", "group", "time")} | {
-    "part": "name it with --set data.split_column=NAME",
-    "slice": "leave it out of evaluation.slices",
-}
-
-
-def _require(frame: pl.DataFrame, name: str) -> None:
-    if name in frame.columns:
-        return
-    folded = {column.casefold(): column for column in frame.columns}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1)
-    hint = f" Did you mean '{folded[near[0]]}'?" if near else ""
-    raise DataError(f"No column '{name}'.{hint} Found the columns {listed(frame.columns)}; name one of them.")
 
 
 def _require_plain(frame: pl.DataFrame, role: str, name: str | None) -> None:
     if name is not None and frame.schema[name] != pl.String:
         raise DataError(
             f"The {role} column '{name}' holds lists or records ({frame.schema[name]}). Expected one value per row; "
-            f"write one {role} into each row, or {_TO_DO[role]}."
+            f"write one {role} into each row, or {TO_DO[role]}."
         )
 
 
 # --- found ----------------------------------------------------------------------------------------------------------
-
-
-def _find_text(frame: pl.DataFrame, asked: str | None, taken: Sequence[str]) -> tuple[str, str]:
-    if asked is not None:
-        return asked, f"text = '{asked}' (asked for)"
-    free = [name for name in frame.columns if name not in taken]
-    if named := _by_name(free, TEXT_NAMES, role="text"):
-        return named, f"text = '{named}' (by its name)"
-    lengths = _mean_lengths(frame, free)
-    ranked = sorted(lengths, key=lambda name: -lengths[name])
-    if not ranked or lengths[ranked[0]] == 0:
-        raise DataError(f"Found no column with text among {listed(frame.columns)}. Expected one; {_TO_DO['text']}.")
-    # Two columns of prose, say a question and its answer: a guess would be wrong half the time.
-    rivals = [name for name in ranked[1:] if lengths[name] > 20 and lengths[name] > lengths[ranked[0]] / 2]
-    if rivals:
-        raise DataError(
-            f"The columns {listed([ranked[0], *rivals])} all look like text. Expected one; {_TO_DO['text']}, or join "
-            "them with --set data.text='{ONE} {OTHER}'."
-        )
-    return ranked[0], f"text = '{ranked[0]}' (the longest cells)"
 
 
 def _find_label(
@@ -194,7 +132,7 @@ def _find_label(
         return asked, f"labels = {listed(asked)}, one column each (asked for)"
     if asked:
         return asked[0], f"label = '{asked[0]}' (asked for)"
-    if named := _by_name(free, LABEL_NAMES, role="label", strict=labelled):
+    if named := by_name(free, LABEL_NAMES, role="label", strict=labelled):
         return named, f"label = '{named}' (by its name)"
     if not labelled:
         return None, ""
@@ -202,7 +140,7 @@ def _find_label(
     if len(likely) != 1:
         found = f"The columns {listed(likely)} all look like labels" if likely else "No column looks like labels"
         raise DataError(
-            f"{found} among {listed(frame.columns)}. Expected one with few, short values; {_TO_DO['label']}"
+            f"{found} among {listed(frame.columns)}. Expected one with few, short values; {TO_DO['label']}"
             f"{_one_hot_hint(frame, likely)}."
         )
     return likely[0], f"label = '{likely[0]}' (few, short values)"
@@ -215,17 +153,6 @@ def _one_hot_hint(frame: pl.DataFrame, likely: Sequence[str]) -> str:
 
 
 _FLAGS = {"0", "1", "true", "false", "True", "False", None}
-
-
-def _by_name(columns: Sequence[str], names: Sequence[str], *, role: str, strict: bool = True) -> str | None:
-    """The one column with a usual name; the plainest name (`text`, `label`) wins over all others."""
-    matches = [column for column in columns if column.strip().casefold() in names]
-    plain = [column for column in matches if column.strip().casefold() == names[0]]
-    if len(plain) == 1:
-        return plain[0]
-    if len(matches) > 1 and strict:
-        raise DataError(f"The columns {listed(matches)} could all be the {role}. Expected one; {_TO_DO[role]}.")
-    return matches[0] if len(matches) == 1 else None
 
 
 def _mean_lengths(frame: pl.DataFrame, names: Sequence[str]) -> dict[str, float]:

@@ -1,54 +1,52 @@
-"""CSV, TSV and their kin: the separator, the header and what quotes mean are found by looking, or as the user says."""
+"""CSV, TSV and their kin, read whole: the separator, the header and what quotes mean are found by looking."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import mmap
-import re
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import polars as pl
 
-from tagsmith.data.columns import LABEL_NAMES, TEXT_NAMES
-from tagsmith.data.files import File, Layout, Raw, first_line, listed, mapped, require_columns
-from tagsmith.errors import DataError, SettingError
+from tagsmith.data.dialects import (
+    Quotes,
+    RaggedError,
+    asked_delimiter,
+    csv_rows,
+    distinct_names,
+    find_delimiter,
+    has_header,
+    numbered,
+    require_width,
+    sample_rows,
+    wide_cells,
+    word_of_delimiter,
+)
+from tagsmith.data.files import File, Layout, Raw, first_line, listed, mapped
+from tagsmith.errors import DataError
 
-_DELIMITERS = {"\t": "tab-separated", ",": "comma-separated", ";": "semicolon-separated", "|": "bar-separated"}
-_NO_DELIMITER = "\x1f"
-_SAMPLE_CHARACTERS, _SAMPLE_ROWS = 256 * 1024, 200
 _ROWS_AT_ONCE = 100_000
 _END_MARK = "\N{SYMBOL FOR END OF TRANSMISSION}"
-
-
-class _RaggedError(Exception):
-    """A row with more cells than the first one."""
 
 
 def read_delimited(file: File, layout: Layout) -> Raw:
     """The rows of a text file in UTF-8; DataError for rows with more cells than the first one has."""
     with mapped(file.path) as data:
-        delimiter = _asked(layout.delimiter) or _delimiter(data, quoted=layout.quoting != "none")
-        _require_width(file, data, delimiter)
-        quotes = _Quotes(data, file.path, delimiter)
+        delimiter = asked_delimiter(layout.delimiter) or find_delimiter(data, quoted=layout.quoting != "none")
+        require_width(file, data, delimiter)
+        quotes = Quotes(data, file.path, delimiter)
         ways = quotes.ways() if layout.quoting == "auto" else [layout.quoting == "standard"]
-        problem: _RaggedError | None = None
+        problem: RaggedError | None = None
         for quoted in ways:
-            header = _has_header(_sample(data, delimiter, quoted=quoted), asked=layout.header)
+            header = has_header(sample_rows(data, delimiter, quoted=quoted), asked=layout.header)
             try:
                 frame = _parse(file, quotes, quoted=quoted, header=header)
-            except _RaggedError as error:
+            except RaggedError as error:
                 problem = problem or error
                 continue
             return Raw(frame, _told(layout, delimiter, header=header, quoted=quoted, quotes=quotes.present))
     raise DataError(
-        f"'{file.name}' was read as {_word(delimiter)}, but {problem}. Expected as many "
+        f"'{file.name}' was read as {word_of_delimiter(delimiter)}, but {problem}. Expected as many "
         "cells in each row; put texts that hold the separator in double quotes, or try --set data.quoting=standard "
         "or --set data.quoting=none."
     )
@@ -56,7 +54,7 @@ def read_delimited(file: File, layout: Layout) -> Raw:
 
 def _told(layout: Layout, delimiter: str, *, header: bool, quoted: bool, quotes: bool) -> str:
     words = [
-        _word(delimiter) + (" (asked for)" if layout.delimiter else ""),
+        word_of_delimiter(delimiter) + (" (asked for)" if layout.delimiter else ""),
         ("with a header" if header else "no header") + (" (asked for)" if layout.header != "auto" else ""),
     ]
     if quotes:
@@ -64,169 +62,10 @@ def _told(layout: Layout, delimiter: str, *, header: bool, quoted: bool, quotes:
     return "read as " + ", ".join(words)
 
 
-def _word(delimiter: str) -> str:
-    if delimiter == _NO_DELIMITER:
-        return "one text per line"
-    return _DELIMITERS.get(delimiter) or f"separated by {delimiter!r}"
-
-
-# --- the separator and the header -----------------------------------------------------------------------------------
-
-
-def _asked(delimiter: str | None) -> str | None:
-    if delimiter is None:
-        return None
-    delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
-    if len(delimiter.encode()) != 1 or delimiter in '"\r\n':
-        raise SettingError(
-            f"data.delimiter cannot be {delimiter!r}. Expected one plain character such as ',' or ';', or 'tab'."
-        )
-    return delimiter
-
-
-def _delimiter(data: mmap.mmap, *, quoted: bool) -> str:
-    """The separator that cuts most of the first rows into as many cells as the first one; none if no one does."""
-    best, best_share = _NO_DELIMITER, 0.5
-    for delimiter in _DELIMITERS:
-        rows = _sample(data, delimiter, quoted=quoted and delimiter != "\t")
-        if not rows or len(rows[0]) < 2:
-            continue
-        named = any(_is_known(cell) for cell in rows[0])
-        share = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
-        if share > best_share or (named and best == _NO_DELIMITER):
-            best, best_share = delimiter, share
-    return best
-
-
-def _sample(data: mmap.mmap, delimiter: str, *, quoted: bool) -> list[list[str]]:
-    text = data[:_SAMPLE_CHARACTERS].decode("utf-8", errors="ignore")
-    quotes: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    with _wide_cells():
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quotes)
-        rows = [row for row in itertools.islice(reader, _SAMPLE_ROWS) if row]
-    return rows[:-1] if len(data) > _SAMPLE_CHARACTERS and 1 < len(rows) < _SAMPLE_ROWS else rows
-
-
-def _require_width(file: File, data: mmap.mmap, delimiter: str) -> None:
-    end = data.find(b"\n")
-    require_columns(file.name, data[: len(data) if end < 0 else end].count(delimiter.encode()) + 1)
-
-
-def _is_known(cell: str) -> bool:
-    return cell.strip().casefold() in (*TEXT_NAMES, *LABEL_NAMES)
-
-
-def _has_header(rows: Sequence[Sequence[str]], *, asked: str) -> bool:
-    """Whether the first row names the columns: it looks like names, and no column repeats its cell further down."""
-    if asked != "auto":
-        return asked == "yes"
-    first, later = rows[0], [row for row in rows[1:] if row != rows[0]]
-    if any(cell.strip() and any(row[i : i + 1] == [cell] for row in later) for i, cell in enumerate(first)):
-        return False
-    if any(_is_known(cell) for cell in first):
-        return True
-    named = [cell for cell in first if cell.strip()]
-    return bool(named) and len(set(named)) == len(named) and all(_is_name(cell) for cell in named)
-
-
-def _is_name(cell: str) -> bool:
-    """A few words; one that starts with digits (`2nd_text`) has no blanks, or "3 apples" would be a name too."""
-    words = r"[^\W\d][\w .:/#()\-]*"
-    return (
-        len(cell) <= 40
-        and len(cell.split()) <= 3
-        and bool(re.fullmatch(rf"{words}|\d[\w\-]*[^\W\d][\w\-]*", cell.strip()))
-    )
-
-
-# --- what quotes mean -----------------------------------------------------------------------------------------------
-
-
-class _Quotes:
-    """The double quotes of a file: are there any, do they hold cells together, and do all of them close?"""
-
-    def __init__(self, data: mmap.mmap, path: Path, delimiter: str) -> None:
-        self.data, self.path, self.delimiter = data, path, delimiter
-        self.present = data.find(b'"') >= 0
-        old_ends = data.find(b'"\r') >= 0 and re.search(rb'"\r(?!\n)', data) is not None
-        self.plain = self.present and not old_ends and _are_paired(data, delimiter)
-
-    def ways(self) -> list[bool]:
-        """The ways to take quotes, in the order in which they are tried."""
-        if not self.present:
-            return [True]
-        if not self.plain and not _is_strict(self.path, self.delimiter):
-            return [False, True]
-        return [self.delimiter in ",;|" or self._matter()]
-
-    def _matter(self) -> bool:
-        """Whether the quotes of a properly quoted TSV do something: hold the first cell, a quote, a line end, a tab."""
-        doubled, broken = rb'(?:^|[\t\n])"[^"]*""', rb'(?:^|[\t\n])"[^"\t\n]*[\t\n]'
-        if self.data[:1] == b'"' or re.search(doubled, self.data):
-            return True
-        if self.plain:
-            return bool(re.search(broken, self.data))
-        with _wide_cells():
-            return any("\n" in cell or "\t" in cell for row in _csv_rows(self.path, self.delimiter) for cell in row)
-
-
-def _are_paired(data: mmap.mmap, delimiter: str) -> bool:
-    """Whether each quote in the file opens a cell, closes one, or is one of two that stand for a quote (RFC 4180).
-
-    A file of which this holds is read by the fast reader; Python's csv module takes 20 times as long. Quotes number
-    0, 2, 4 ... open, and the others close: each must have a cell's end beside it, or another quote.
-    """
-    array = np.frombuffer(data, dtype=np.uint8)
-    before, after = np.zeros(256, dtype=bool), np.zeros(256, dtype=bool)
-    before[[ord(delimiter), 10, 34]] = True
-    after[[ord(delimiter), 10, 13, 34]] = True
-    count, paired = 0, True
-    for start in range(0, len(array), _QUOTES_AT_ONCE):
-        places = np.flatnonzero(array[start : start + _QUOTES_AT_ONCE] == 34) + start
-        opens, closes = places[count % 2 :: 2], places[1 - count % 2 :: 2]
-        count += len(places)
-        paired = (
-            bool(before[array[opens[opens > 0] - 1]].all())
-            and bool(after[array[closes[closes < len(array) - 1] + 1]].all())
-        )  # fmt: skip
-        if not paired:
-            break
-    del array
-    return paired and count % 2 == 0
-
-
-_QUOTES_AT_ONCE = 16 << 20
-
-
-def _is_strict(path: Path, delimiter: str) -> bool:
-    """Whether each cell that opens with a quote also closes with one, whatever quotes stand within other cells."""
-    with _wide_cells():
-        try:
-            deque(_csv_rows(path, delimiter, strict=True), maxlen=0)
-        except csv.Error:
-            return False
-    return True
-
-
-def _csv_rows(path: Path, delimiter: str, *, strict: bool = False, end: Sequence[str] = ()) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        yield from csv.reader(itertools.chain(stream, end), delimiter=delimiter, strict=strict)
-
-
-@contextmanager
-def _wide_cells() -> Iterator[None]:
-    """Cells of more than the csv module's 128 KiB, for long documents."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 # --- the rows -------------------------------------------------------------------------------------------------------
 
 
-def _parse(file: File, quotes: _Quotes, *, quoted: bool, header: bool) -> pl.DataFrame:
+def _parse(file: File, quotes: Quotes, *, quoted: bool, header: bool) -> pl.DataFrame:
     if quoted and quotes.present and not quotes.plain:
         return _parse_slowly(file.path, quotes.delimiter, header=header)
     quoted = quoted and quotes.present
@@ -242,10 +81,10 @@ def _parse(file: File, quotes: _Quotes, *, quoted: bool, header: bool) -> pl.Dat
     except pl.exceptions.PolarsError as error:
         if quoted:
             return _parse_slowly(file.path, quotes.delimiter, header=header)
-        raise _RaggedError(_ragged_line(file.path, quotes.delimiter) or first_line(error)) from None
+        raise RaggedError(_ragged_line(file.path, quotes.delimiter) or first_line(error)) from None
     if quoted:
         frame = frame.with_columns(pl.all().replace("", None))
-    return frame if header else frame.rename(dict(zip(frame.columns, _numbered(frame.width), strict=True)))
+    return frame if header else frame.rename(dict(zip(frame.columns, numbered(frame.width), strict=True)))
 
 
 def _parse_slowly(path: Path, delimiter: str, *, header: bool) -> pl.DataFrame:
@@ -253,18 +92,18 @@ def _parse_slowly(path: Path, delimiter: str, *, header: bool) -> pl.DataFrame:
 
     Polars 2.1 stumbles over a lone quote within a cell (seen on SMS texts) and refuses quotes that do not close.
     """
-    with _wide_cells():
+    with wide_cells():
         # A quote that is still open at the end swallows this last line of our own.
-        rows = _csv_rows(path, delimiter, end=[_END_MARK])
+        rows = csv_rows(path, delimiter, end=[_END_MARK])
         first = next(rows)
-        names = _distinct(first) if header else _numbered(len(first))
+        names = distinct_names(first) if header else numbered(len(first))
         rows = rows if header else itertools.chain([first], rows)
         parts = []
         while part := list(itertools.islice(rows, _ROWS_AT_ONCE)):
             parts.append(_part_frame(part, names))
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(names, pl.String))
     if not frame.height or frame.row(-1)[0] != _END_MARK:
-        raise _RaggedError("a double quote opens a cell and never closes")
+        raise RaggedError("a double quote opens a cell and never closes")
     return frame.head(-1)
 
 
@@ -272,22 +111,9 @@ def _part_frame(rows: Sequence[Sequence[str]], names: Sequence[str]) -> pl.DataF
     width = len(names)
     wide = next((row for row in rows if len(row) > width), None)
     if wide is not None:
-        raise _RaggedError(f"the row {listed(wide, 3)} has {len(wide)} cells and the first row {width}")
+        raise RaggedError(f"the row {listed(wide, 3)} has {len(wide)} cells and the first row {width}")
     columns = [[(row[i] or None) if i < len(row) else None for row in rows] for i in range(width)]
     return pl.DataFrame(dict(zip(names, columns, strict=True)), schema=dict.fromkeys(names, pl.String))
-
-
-def _numbered(width: int) -> list[str]:
-    return [f"column_{i + 1}" for i in range(width)]
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        result.append(name if name not in seen else f"{name}_duplicated_{seen[name] - 1}")
-        seen[name] = seen.get(name, 0) + 1
-    return result
 
 
 def _ragged_line(path: Path, delimiter: str) -> str | None:

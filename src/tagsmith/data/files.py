@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NoReturn
-
-import polars as pl
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from tagsmith.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Quoting = Literal["auto", "standard", "none"]
 Header = Literal["auto", "yes", "no"]
