@@ -287,7 +287,7 @@ def test_a_run_is_tracked_beside_its_bundle_or_where_it_is_asked_for(run, here, 
 
 
 def test_plugins_lists_trackers_and_what_they_lack(run, monkeypatch):
-    monkeypatch.setitem(plugins._LIBRARIES, "wandb", "no_such_library")
+    monkeypatch.setitem(plugins._LIBRARIES, "wandb", ("no_such_library", "wandb"))
     code, out, _ = run("plugins")
     lines = {line.split("\t")[1]: line.split("\t") for line in out.splitlines()}
     assert code == 0

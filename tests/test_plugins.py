@@ -30,10 +30,10 @@ def test_each_part_of_the_table_is_where_it_says(target):
     assert callable(getattr(import_module(module), attribute))
 
 
-def test_each_optional_library_has_an_extra_of_its_name():
+def test_each_optional_library_has_an_extra_that_brings_it():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    for extra, library in plugins._LIBRARIES.items():
-        assert [each for each in extras[extra] if each.startswith(library)]
+    for library, extra in plugins._LIBRARIES.values():
+        assert not extra or [each for each in extras[extra] if each.startswith(library)]
 
 
 def test_a_typo_is_told_the_nearest_name():
@@ -44,10 +44,10 @@ def test_a_typo_is_told_the_nearest_name():
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(plugins._LIBRARIES, "tensorboard", "no_such_library")
+    monkeypatch.setitem(plugins._LIBRARIES, "tensorboard", ("no_such_library", "tensorboard"))
     with pytest.raises(SettingError, match=r'pip install "tagsmith\[tensorboard\]"'):
         find("tracker", "tensorboard")
-    assert [each.name for each in available() if each.lacks == "tensorboard"] == ["tensorboard"]
+    assert [each.name for each in available() if each.lacks == "tagsmith[tensorboard]"] == ["tensorboard"]
 
 
 def test_a_part_may_be_spelt_out():

@@ -304,6 +304,29 @@ def evaluate(
 
 
 @app.command()
+def export(
+    bundle: BundleFolder,
+    to: Annotated[str, typer.Option(help="onnx, onnx-int8, openvino, torch-bf16, hf, or tfidf.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Labelled rows to compare on, as of `train`; the source of the training by default."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
+) -> None:
+    """Write a bundle for another engine, if it answers as the bundle does."""
+    from tagsmith.console import Console
+    from tagsmith.deployment.exporters import export as run
+    from tagsmith.deployment.exporters import sentence
+
+    with Console() as console:
+        done = run(bundle, to=to, out=out, rows=rows, force=force, listen=console)
+        for name, parity in done.parity.items():
+            console.say(sentence(parity, done.refusals[name]))
+    print(done.folder)
+
+
+@app.command()
 def report(bundle: BundleFolder) -> None:
     """Show what a bundle's report says, and where its page is."""
     from tagsmith.console import Console
@@ -368,7 +391,7 @@ def plugins() -> None:
     from tagsmith.plugins import available
 
     for each in available():
-        state = f'pip install "tagsmith[{each.lacks}]"' if each.lacks else "here"
+        state = f'pip install "{each.lacks}"' if each.lacks else "here"
         print(f"{each.kind}\t{each.name}\t{each.package}\t{state}\t{each.target}")
 
 

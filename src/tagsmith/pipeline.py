@@ -84,6 +84,7 @@ def train(
     ranks = join(config.tuning.device)
     listen = listen if ranks.is_first else silent
     run = Run(config, listen, command=reproduce(source, validation=validation, test=test, config=config))
+    run.source = None if name_of(source) in ("TABLE", "-") else name_of(source)
     listen(Event("data", "settings", values=config.flat()))
 
     with run.timed("data"), ranks.first_alone():
@@ -567,6 +568,7 @@ def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: 
 
 def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Bundle:
     from tagsmith.deployment.adapter import write_adapter
+    from tagsmith.deployment.bf16_gate import with_bf16_gate
     from tagsmith.deployment.manifest import flush_meanwhile
     from tagsmith.deployment.saving import write_probes
     from tagsmith.deployment.torch_engine import reload
@@ -577,7 +579,7 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
     recipe = {
         "tagsmith": _version(),
         "backbone": {"name": run.weights.name, "sha256": run.weights.sha256},
-        "data": {"sha256": _data_hash(prepared), "priors": dict(prepared.true_priors)},
+        "data": {"sha256": _data_hash(prepared), "priors": dict(prepared.true_priors), "source": run.source},
         "cleaning": list(run.config.data.clean),
         "config": run.config.model_dump(),
     }
@@ -589,7 +591,8 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
     prepared.remembered.write(aside)
     bundle = reload(aside, device=str(device))
     write_probes(aside, bundle.engine)
-    return bundle
+    part = next(result.parts[name] for name in ("calibration", "validation") if len(result.parts[name].truth))
+    return with_bf16_gate(bundle, part.tokens, part.truth)
 
 
 def _data_hash(prepared: Prepared) -> str:

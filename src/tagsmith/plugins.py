@@ -17,7 +17,12 @@ from tagsmith.errors import SettingError
 
 PLUGINS = {
     "engine": {
+        "onnxruntime": "tagsmith.deployment.onnx_engine:open_fp32",
+        "onnxruntime-int8": "tagsmith.deployment.onnx_engine:open_int8",
+        "openvino": "tagsmith.deployment.openvino_engine:open_fp32",
+        "openvino-bf16": "tagsmith.deployment.openvino_engine:open_bf16",
         "tfidf": "tagsmith.deployment.tfidf_engine:open_tfidf",
+        "torch-bf16": "tagsmith.deployment.torch_engine:open_bf16",
         "torch-fp32": "tagsmith.deployment.torch_engine:open_fp32",
     },
     "tracker": {
@@ -28,13 +33,23 @@ PLUGINS = {
     },
 }
 
-_LIBRARIES = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb"}
-"""What parts of the table need beyond the base install, by their names; the extra of that name brings it."""
+_LIBRARIES = {
+    "mlflow": ("mlflow", "mlflow"),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "onnxruntime-int8": ("onnxruntime", "onnx"),
+    "openvino": ("openvino", "openvino"),
+    "openvino-bf16": ("openvino", "openvino"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "torch-bf16": ("torch", ""),
+    "torch-fp32": ("torch", ""),
+    "wandb": ("wandb", "wandb"),
+}
+"""The library that a part of the table needs, and the extra that brings it; the base install has what names none."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A part by its name: where it lies, which package brings it, and which extra it lacks (empty: none)."""
+    """A part by its name: where it lies, which package brings it, and what to install (empty: nothing is lacking)."""
 
     kind: str
     name: str
@@ -46,8 +61,8 @@ class Plugin:
         """The part itself; SettingError where it is not to be had."""
         if self.lacks:
             raise SettingError(
-                f"The {self.kind} '{self.name}' needs the library {_LIBRARIES[self.name]}, which is not installed. "
-                f'Install it with pip install "tagsmith[{self.lacks}]".'
+                f"The {self.kind} '{self.name}' needs the library {_LIBRARIES[self.name][0]}, which is not installed. "
+                f'Install it with pip install "{self.lacks}".'
             )
         module, _, attribute = self.target.partition(":")
         try:
@@ -75,12 +90,18 @@ def find(kind: str, name: str) -> Any:
 
 def available() -> list[Plugin]:
     """Every part that has a name: those of the table, then those of other packages."""
-    return [each for kind in PLUGINS for each in (*_built_in(kind), *_installed(kind))]
+    return [each for kind in PLUGINS for each in known_names(kind)]
+
+
+def known_names(kind: str) -> list[Plugin]:
+    """Every part of a kind that has a name."""
+    return [*_built_in(kind), *_installed(kind)]
 
 
 def _built_in(kind: str) -> list[Plugin]:
     def lacks(name: str) -> str:
-        return name if name in _LIBRARIES and find_spec(_LIBRARIES[name]) is None else ""
+        library, extra = _LIBRARIES.get(name, ("tagsmith", ""))
+        return "" if find_spec(library) is not None else f"tagsmith[{extra}]" if extra else "tagsmith"
 
     return [Plugin(kind, name, target, lacks=lacks(name)) for name, target in PLUGINS[kind].items()]
 

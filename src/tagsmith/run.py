@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 class Run:
     """What one run knows about itself: settings, listener, seconds per stage, and remarks for the report.
 
-    `facts` are found before the test and join the section `data` of the report.
+    `facts` are found before the test and join the section `data` of the report. `source` is where the rows can be read
+    again, without a password; None where they were handed over in memory.
     """
 
     config: Config
     listen: Listener
     command: str
+    source: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)

@@ -18,12 +18,8 @@ NAMES = ["torch-fp32", "tfidf"]
 BLOCKED = """
 import sys
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "transformers", "sklearn", "scipy", "polars"):
-            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
-
-sys.meta_path.insert(0, Blocked())
+for name in ("torch", "transformers", "sklearn", "scipy", "polars"):
+    sys.modules[name] = None  # as where it is not installed
 from tagsmith.deployment.engine import open_engine
 engine = open_engine(sys.argv[1], sys.argv[2])
 print([answer.label for answer in engine.answer(["lovely superb room", "a rude, dirty waiter"])])

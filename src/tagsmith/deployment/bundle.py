@@ -65,8 +65,8 @@ class Bundle(Generic[E]):
         return self.engine.answer(texts)
 
 
-def load(folder: str | Path, *, device: str = "cpu", engine: str = "auto") -> Bundle[Engine]:
-    """A bundle that is ready to answer, on a `device` named as in `tuning.device`.
+def load(folder: str | Path, *, device: str = "cpu", engine: str = "reference") -> Bundle[Engine]:
+    """A bundle that is ready to answer, on a `device` named as in `tuning.device`, by an `engine` as of `open_engine`.
 
     BundleError when it is absent, altered or of another format; SettingError when there is no such device or engine.
     """

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from tagsmith.data.encoding import Tokens
+from tagsmith.deployment.choosing import choose_engine
 from tagsmith.deployment.manifest import verify
 from tagsmith.deployment.recipe import read_settings
 from tagsmith.labels import Labels
-from tagsmith.plugins import find
 
 TEXTS_AT_ONCE = 8192
 
@@ -88,23 +88,18 @@ class Engine(Protocol):
 
 
 def open_engine(folder: str | Path, name: str = "auto", *, threads: int | None = None, device: str = "cpu") -> Engine:
-    """The engine of this name for a bundle, ready to answer, with so many threads (None: as many as there are cores).
+    """An engine of a bundle, ready to answer, with so many threads (None: as many as there are cores).
+
+    `name` is that of an engine; or `reference`, the first one in fp32 that is installed; or `auto`, the fastest here of
+    those that are installed and passed their gate, by the bundle's probe texts. `device` is named as `tuning.device`.
 
     Raises:
         BundleError: no bundle, or one that was altered.
-        SettingError: an engine that is unknown, not installed, or that this bundle does not carry.
+        SettingError: an engine that is unknown, not installed, not carried by the bundle or not let in.
     """
     path = Path(folder)
     verify(path)
-    settings = read_settings(path)
-    chosen = own_engine(settings) if name == "auto" else name
-    return find("engine", chosen)(path, settings, threads=threads, device=device)
-
-
-def own_engine(settings: object) -> str:
-    """The engine that gives the reference answers of a bundle."""
-    assert isinstance(settings, dict)
-    return "tfidf" if settings.get("kind") == "tfidf" else "torch-fp32"
+    return choose_engine(path, read_settings(path), name, threads=threads, device=device)
 
 
 def probabilities(engine: Engine, texts: Sequence[str]) -> np.ndarray:

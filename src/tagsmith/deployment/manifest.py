@@ -23,8 +23,10 @@ UNHASHED = frozenset({"README.md", "run.json", "report.html", MANIFEST})
 
 
 @contextmanager
-def staging(folder: Path, *, force: bool) -> Iterator[Path]:
+def staging(folder: Path, *, force: bool, manifest: bool = True) -> Iterator[Path]:
     """A folder beside `folder` to fill; it takes that name when the block ends well, and is gone when it does not.
+
+    Without `manifest` it becomes no bundle.
 
     Raises:
         SettingError: `folder` exists and `force` is not given.
@@ -36,7 +38,8 @@ def staging(folder: Path, *, force: bool) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        _write_manifest(aside)
+        if manifest:
+            _write_manifest(aside)
         _flush(aside)
         _swap(aside, folder, force=force)
     except (OSError, SafetensorError) as error:

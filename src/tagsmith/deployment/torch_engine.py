@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,20 @@ from tagsmith.model.packing import keep_few_kernels
 class TorchEngine:
     """A classifier that answers. Texts are cleaned by the steps of `cleaning` first."""
 
-    name = "torch-fp32"
-
-    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512, cleaning: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        tokens_per_batch: int = 512,
+        cleaning: Sequence[str] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.name = "torch-fp32" if dtype == torch.float32 else "torch-bf16"
         self.labels: Labels = classifier.labels
         self.cleaning = tuple(cleaning)
         self.tokens_per_batch = tokens_per_batch
         self._classifier = classifier
-        self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch)
+        self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch, dtype=dtype)
 
     @property
     def scorer(self) -> Scorer:
@@ -81,10 +88,14 @@ class TorchEngine:
         return answers(self, texts, pairs)
 
 
-def open_fp32(
-    folder: Path, settings: Mapping[str, Any], *, threads: int | None = None, device: str = "cpu"
+def _open(
+    dtype: torch.dtype,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> TorchEngine:
-    """The engine of a bundle's folder in fp32."""
     if threads is not None:
         torch.set_num_threads(threads)
     keep_few_kernels()
@@ -92,7 +103,12 @@ def open_fp32(
         load_classifier(folder, settings).to(choose_device(device)),
         tokens_per_batch=tokens_per_batch_of(settings),
         cleaning=cleaning_of(settings),
+        dtype=dtype,
     )
+
+
+open_fp32 = partial(_open, torch.float32)
+open_bf16 = partial(_open, torch.bfloat16)
 
 
 def reload(folder: Path, *, device: str = "cpu") -> Bundle[TorchEngine]:

@@ -100,12 +100,13 @@ class Backbone(nn.Module):
         masks: dict[str, Tensor | Ragged | None] = {}
         rotary = {}
         for kind in {self.family.kind(self.config, i) for i in range(self.depth)}:
-            reach = self._reach(kind)
+            reach = self.reach(kind)
             masks[kind] = Ragged(layout, reach, default) if layout.ragged else mask_of(layout, reach, default=default)
             rotary[kind] = self.family.rotary(self.trunk, hidden_BLD, layout.positions, kind)
         return Context(layout, masks, rotary)
 
-    def _reach(self, kind: str) -> Reach:
+    def reach(self, kind: str) -> Reach:
+        """How many tokens before and after itself a token sees in blocks of a kind."""
         window = self.config.sliding_window if kind == "sliding_attention" else None
         # The window of causal families counts the token itself, ModernBERT's does not.
         far = None if window is None else window - self.family.causal

@@ -72,17 +72,23 @@ class Classifier(nn.Module):
 
 
 class Scorer:
-    """A classifier frozen and packed to answer; in fp32 an answer does not depend on its batch beyond rounding."""
+    """A classifier frozen and packed to answer; in fp32 an answer does not depend on its batch beyond rounding.
 
-    def __init__(self, classifier: Classifier, *, tokens_per_batch: int = 512) -> None:
+    In another `dtype` the blocks compute; the last norm, the pooling and the head stay in fp32.
+    """
+
+    def __init__(
+        self, classifier: Classifier, *, tokens_per_batch: int = 512, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.classifier = classifier
         self.tokens_per_batch = tokens_per_batch
-        self.blocks = inference_copy(classifier.backbone.blocks, dtype=torch.float32)
+        self.dtype = dtype
+        self.blocks = inference_copy(classifier.backbone.blocks, dtype=dtype)
         self._below = self.lowest(len(self.blocks) - 1)
 
     def lowest(self, stop: int) -> FrozenBlocks:
         """The lowest `stop` blocks, as this scorer runs them."""
-        return FrozenBlocks(self.classifier.backbone, stop=stop, dtype=torch.float32, blocks=self.blocks)
+        return FrozenBlocks(self.classifier.backbone, stop=stop, dtype=self.dtype, blocks=self.blocks)
 
     def logits(self, tokens: Tokens) -> np.ndarray:
         """Logits `(N, C)` float32; NaN for a text of no tokens. Equal texts are computed once."""
@@ -118,7 +124,8 @@ class Scorer:
         ids, lengths = tokens.ragged(rows)
         lengths_B = sent(lengths, device)
         hidden_BLD = self._below.enter(sent(ids, device), lengths_B)
-        return self.classifier.finish(hidden_BLD, lengths_B, start=self._below.stop, blocks=self.blocks[-1:])
+        pooled_BD = self.classifier.pooled(hidden_BLD, lengths_B, start=self._below.stop, blocks=self.blocks[-1:])
+        return self.classifier.head(pooled_BD.float())
 
 
 def finish_states(classifier: Classifier, states: States, *, start: int, tokens_per_batch: int = 512) -> np.ndarray:

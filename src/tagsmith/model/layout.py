@@ -28,7 +28,7 @@ class Layout:
     @property
     def ragged(self) -> bool:
         """Whether the texts lie in a single row."""
-        return self.shape[0] != len(self.lengths_B)
+        return self.shape[0] != self.lengths_B.shape[0]
 
     @cached_property
     def longest(self) -> int:
@@ -52,7 +52,7 @@ class Layout:
         if not self.ragged:
             return torch.zeros_like(self._at)
         owners_T = torch.searchsorted(self.offsets[1:], self._at, right=True, out_int32=True)
-        starts_T = self.offsets[owners_T.clamp(max=len(self.lengths_B) - 1)]
+        starts_T = self.offsets[owners_T.clamp(max=self.lengths_B.shape[0] - 1)]
         return torch.where(self._at < self.offsets[-1], starts_T, self._at)
 
     @cached_property
@@ -60,7 +60,7 @@ class Layout:
         """Where the last token of each text stands: line and column, both `(B,)`."""
         if self.ragged:
             return torch.zeros_like(self.lengths_B), self.offsets[1:].long() - 1
-        return torch.arange(len(self.lengths_B), device=self.lengths_B.device), self.lengths_B - 1
+        return torch.arange(self.lengths_B.shape[0], device=self.lengths_B.device), self.lengths_B - 1
 
     @cached_property
     def firsts(self) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ class Layout:
             lines = tokens
         else:
             lines = _Moved.apply(tokens, self._cells, self._tokens, self._behind_row)
-        return lines.unflatten(0, (len(self.lengths_B), self.longest)).transpose(1, 2)
+        return lines.unflatten(0, (self.lengths_B.shape[0], self.longest)).transpose(1, 2)
 
     def as_row(self, lines: Tensor) -> Tensor:
         """`(B, L, ...)` as `(1, T, ...)`: the way back, with heads after positions as attention leaves them."""
@@ -97,7 +97,7 @@ class Layout:
 
     @cached_property
     def _fills_its_rectangle(self) -> bool:
-        return self.shape[1] == len(self.lengths_B) * self.longest and bool(self.real.all())
+        return self.shape[1] == self.lengths_B.shape[0] * self.longest and bool(self.real.all())
 
     @cached_property
     def _cells(self) -> Tensor:

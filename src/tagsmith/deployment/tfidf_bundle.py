@@ -1,0 +1,81 @@
+"""The TF-IDF baseline of a bundle as a bundle of its own: a megabyte that answers with numpy alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tagsmith.data.earlier import SPLITS
+from tagsmith.deployment.baselines import BASELINE, read_baselines
+from tagsmith.deployment.recipe import SETTINGS, read_settings
+from tagsmith.deployment.saving import write_probes
+from tagsmith.deployment.tfidf_engine import open_tfidf
+
+KIND = "tfidf"
+_KEPT = (SPLITS, "run.json")
+_OF_THE_LLM = (
+    *("before_tuning", "test_clean", "test_leaked", "seeds", "spread", "curves", "candidates", "forecast"),
+    *("calibration", "book"),
+)
+
+
+def fill_tfidf(folder: Path, aside: Path) -> None:
+    """Write into `aside` the baseline of the bundle in `folder`, its scores and all of the recipe that concerns it."""
+    settings = read_settings(folder)
+    shutil.copytree(folder / BASELINE, aside / BASELINE)
+    for name in _KEPT:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, aside / name)
+    own = _settings(folder, settings)
+    (aside / SETTINGS).write_text(json.dumps(own, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_probes(aside, open_tfidf(aside, own))
+    if (folder / "report.json").is_file():
+        report = _report(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+        (aside / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (aside / "README.md").write_text(_card(report, own), encoding="utf-8")
+
+
+def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    thresholds = read_baselines(folder).thresholds.get("tfidf")
+    kept = {key: value for key, value in settings.items() if key not in ("engines", "backbone")}
+    return {
+        **kept,
+        "kind": KIND,
+        "hugging_face": False,
+        "thresholds": None if thresholds is None else thresholds.tolist(),
+        "model": {"pairs": settings["model"]["pairs"]},
+        "calibration": {"temperature": 1.0, "offset": None, "folded_into_head": True},
+    }
+
+
+def _report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with TF-IDF in the place of the LLM; the verdict still says how the two compare."""
+    own = {key: value for key, value in report.items() if key not in _OF_THE_LLM}
+    model = {"backbone": "TF-IDF with a linear model", "hugging_face": False, "method": "lexical"}
+    return {**own, "test": report["baselines"]["tfidf"], "model": model}
+
+
+def _card(report: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    measure = "micro_f1" if settings["multi_label"] else "accuracy"
+    score = 100 * report["test"][measure]["value"]
+    return "\n".join(
+        [
+            "---",
+            "library_name: tagsmith",
+            "pipeline_tag: text-classification",
+            "---",
+            "",
+            "# A TF-IDF classifier made with Tagsmith",
+            "",
+            f"Labels: {', '.join(json.dumps(name, ensure_ascii=False) for name in settings['labels'][:20])}",
+            "",
+            f"{measure.replace('_', ' ').capitalize()} on {report['test']['n']} test rows: {score:.1f} %.",
+            f"It was fitted beside an LLM, and compares with it as follows. {report['verdict']['text']}",
+            "",
+            "`baseline/vocabulary.json` holds words of two or more training texts.",
+            "",
+        ]
+    )
