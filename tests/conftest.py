@@ -32,6 +32,12 @@ def states_of_their_own(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("tagsmith.tuning.loop.cache_folder", lambda: folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_of_its_own(tmp_path_factory):
+    """Looks at test rows are entered for this process only, and not into the user's state."""
+    os.environ["TAGSMITH_STATE"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture
 def heard():
     """A list that listens: pass `heard.append` as `listen`, then look at what was said."""

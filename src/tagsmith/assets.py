@@ -92,6 +92,14 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("tagsmith")
 
 
+def state_folder() -> Path:
+    """Where it is remembered what was done, such as looks at test rows: TAGSMITH_STATE, or else the user's state."""
+    chosen = os.environ.get("TAGSMITH_STATE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return platformdirs.user_state_path("tagsmith")
+
+
 def is_offline() -> bool:
     """Whether TAGSMITH_OFFLINE or HF_HUB_OFFLINE forbids the network."""
     return _is_set("TAGSMITH_OFFLINE") or _is_set("HF_HUB_OFFLINE")

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -209,12 +209,32 @@ class EvaluationConfig(Section):
     resamples: int = Field(2000, ge=200)
     """Bootstrap resamples behind an interval that has no closed form."""
     calibrate: bool = True
-    """Fit a temperature on the calibration rows, when there are at least 200."""
+    """Scale logits so that probabilities mean what they say, by the calibration rows; where there are fewer than 200,
+    by the validation rows, as an approximation."""
+    scaling: Literal["auto", "temperature", "vector"] = "auto"
+    """How logits are scaled: by one temperature, or with a scale and an offset for each label; `auto` takes the latter
+    where it is better on rows that it was not fitted on."""
+    prior: Literal["em"] | dict[str, float] | None = None
+    """Shares of the labels where the classifier will work, as `{ham = 0.9, spam = 0.1}`; `em` estimates them from
+    `evaluation.unlabelled`; without, those of the source hold."""
+    unlabelled: str | None = None
+    """Texts without labels from where the classifier will work, for `evaluation.prior` = em."""
+    max_error: float | None = Field(None, gt=0, lt=1)
+    """The largest share of wrong answers: of texts that are not sure enough for it nothing is said. It is proven on the
+    calibration rows, or refused."""
+    coverage: float | None = Field(None, gt=0, le=1)
+    """The share of texts that are answered, the surest ones; the report bounds their error."""
+    threshold_goal: str | None = None
+    """What each label should reach, `precision>=0.95` or, with several labels a text, `recall>=0.9`; proven on the
+    calibration rows for all labels together, where they suffice."""
     slices: list[str] = []
     """Columns by whose values accuracy is told apart, beside label, length, language and time."""
     costs: dict[str, dict[str, float]] = {}
     """What an answer costs, as `{spam = {ham = 1.0}, ham = {spam = 20.0}}`: truth first, then the answer; what is not
     named costs 1 where it is wrong. The report tells the cost of 1,000 texts."""
+    robustness_rows: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Test rows that are answered once more with typing errors, other case and look-alike letters, after the scores;
+    `auto` takes as many as some seconds allow on two cores, 0 none."""
 
 
 class DeploymentConfig(Section):
@@ -335,6 +355,8 @@ def parse_setting(assignment: str) -> dict[str, Any]:
 _NULLABLE = {
     *("tuning.head_learning_rate", "data.text", "data.label", "data.group"),
     *("data.split_column", "data.time", "data.earlier", "data.corrections"),
+    *("evaluation.prior", "evaluation.unlabelled", "evaluation.max_error"),
+    *("evaluation.coverage", "evaluation.threshold_goal"),
     *("data.text_pair", "data.label_separator", "data.delimiter", "data.encoding", "data.query"),
 }
 

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tagsmith.assets import state_folder
 from tagsmith.data.preparing import Prepared
 from tagsmith.data.table import Table
 from tagsmith.errors import DataError, SettingError
 from tagsmith.events import Event, listened, silent
 from tagsmith.labels import Labels
-from tagsmith.run import HELD_OUT, Result, Run
+from tagsmith.rivals import fit_rivals, frozen_features
+from tagsmith.run import Result, Run
+from tagsmith.weighing import bear, weigh
 
 if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.evaluation.report import Report
     from tagsmith.evaluation.sections import Asked
+    from tagsmith.model.activations import States
     from tagsmith.model.classifier import Classifier, Scorer
-    from tagsmith.model.lexical import Lexical
     from tagsmith.tuning.loop import Tuned
 
 
 def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> tuple[Report, np.ndarray]:
     """The report, and the probabilities `(N, C)` of the test rows."""
+    from tagsmith.evaluation.comparison import with_cost
     from tagsmith.evaluation.report import build_report
 
     config, table = run.config, prepared.splits.test
     if not len(table):
         raise DataError("No rows are left to test on. Expected a few dozen rows or more; add rows, or give --test.")
-    _fit_baselines(bundle, prepared, result, run)
+    probe = fit_rivals(bundle, prepared, result, run)
+    count_look(table, run, what="train")
     run.listen(Event("evaluation", "test", values={"rows": len(table)}))
-    logits_NC, before_NC, *further_NC = _test_logits(bundle.engine.scorer, result)
-    calibration = bundle.engine.classifier.calibration
+    passed = _test_logits(bundle.engine.scorer, result)
+    logits_NC, before_NC, *further_NC = passed.logits
+    calibration, truth = bundle.engine.classifier.calibration, result.parts["test"].truth
     probs_NC = calibration.probabilities(logits_NC)
+    probe_NC = probe.probabilities(frozen_features(bundle, result, run, "test", states=passed.states).numpy())
+    rivals = bundle.baseline_probabilities(table.texts) | {"probe": probe_NC}
+    thresholds = _thresholds(bundle, result, run)
+    cascade = _cascade(bundle, prepared, result, run, probs_NC, rivals["tfidf"])
     seeds = _seeds(bundle, result, probs_NC, further_NC, seed=config.seed)
     report = build_report(
         data=data_section(
@@ -47,10 +60,20 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         | run.facts,
         model=_model_section(bundle, result, run),
         settings=config.model_dump(),
-        truth=result.parts["test"].truth,
+        truth=truth,
         probs=probs_NC,
-        baseline_probs=bundle.baseline_probabilities(table.texts),
-        thresholds=_thresholds(bundle, result, run),
+        baseline_probs=rivals,
+        thresholds=thresholds,
+        cascade=cascade,
+        robustness=bear(
+            bundle,
+            table,
+            truth,
+            {"model": probs_NC, "tfidf": rivals["tfidf"]},
+            thresholds=thresholds,
+            config=config.evaluation,
+            seed=config.seed,
+        ),
         metric=config.evaluation.metric,
         groups=table.groups,
         labels=bundle.engine.labels,
@@ -61,21 +84,59 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         curves=result.tuned.curves,
         seeds=seeds,
         forecast=None if run.forecast is None else run.forecast.plan.as_dict(),
-        calibration=bundle.settings["calibration"]
-        | {"rows": len(result.parts["calibration"].truth)}
-        | _about_thresholds(bundle, result),
+        calibration=bundle.settings["calibration"] | _about_answering(bundle, result),
         notes=[*prepared.notes, *run.notes],
         reproduce=run.command,
         margin=config.evaluation.margin,
         resamples=config.evaluation.resamples,
         seed=config.seed,
     )
+    run.apart["cost"] = weigh(bundle, table.texts, seconds=passed.seconds, llm_share=cascade["chosen"]["llm_share"])
+    run.apart["verdict"] = with_cost(report.verdict, run.apart["cost"])
     run.listen(Event("evaluation", "scores", values=report.headline()))
     return report, probs_NC
 
 
+def count_look(table: Table, run: Run, *, what: str) -> None:
+    """Enter a look at these test rows into the user's ledger, and say so where it is not the first."""
+    from tagsmith.evaluation.ledger import look
+
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    looks = look(table.texts, what=what, date=now, folder=state_folder())
+    run.apart["looks"] = looks.as_dict()
+    if looks.count != 1:
+        run.listen(Event("evaluation", "note", values={"text": looks.note}))
+
+
+def _cascade(
+    bundle: Bundle, prepared: Prepared, result: Result, run: Run, probs_NC: np.ndarray, tfidf_NC: np.ndarray
+) -> dict[str, Any]:
+    """TF-IDF where it is sure, by the calibration rows or where there are none by the validation rows."""
+    from tagsmith.evaluation.cascade import Sides, cascade_of
+    from tagsmith.evaluation.sections import right_rows, sureness
+
+    name = "calibration" if len(result.parts["calibration"].truth) else "validation"
+    classifier, held = bundle.engine.classifier, getattr(prepared.splits, name)
+    held_out_NC = classifier.calibration.probabilities(result.logits(classifier, name))
+    own, lexical = ((bundle.thresholds or {}).get(system) for system in ("model", "tfidf"))
+
+    def sides(truth: np.ndarray, model_NC: np.ndarray, baseline_NC: np.ndarray) -> Sides:
+        return Sides(
+            sureness(baseline_NC, lexical), right_rows(truth, baseline_NC, lexical), right_rows(truth, model_NC, own)
+        )
+
+    return cascade_of(
+        sides(result.parts[name].truth, held_out_NC, bundle.baseline_probabilities(held.texts)["tfidf"]),
+        sides(result.parts["test"].truth, probs_NC, tfidf_NC),
+        prepared.splits.test.groups,
+        held_out_name=name,
+        margin=run.config.evaluation.margin,
+    )
+
+
 def asked_of(table: Table, bundle: Bundle, run: Run) -> Asked:
     """What the report should have beside scores, for these test rows."""
+    from tagsmith.deployment.recipe import sureties_of
     from tagsmith.evaluation.facets import facets_of
     from tagsmith.evaluation.sections import Asked
 
@@ -89,42 +150,16 @@ def asked_of(table: Table, bundle: Bundle, run: Run) -> Asked:
         rows=table.rows,
         facets=facets_of(table),
         costs=run.config.evaluation.costs,
-        prior=None if labels.multi_label else labels.in_order(priors),
+        prior=None if labels.multi_label else _working_prior(bundle, priors),
+        sureties=sureties_of(bundle.settings),
+        certificate=(bundle.settings.get("abstention") or {}).get("certificate") or {},
     )
 
 
-def _fit_baselines(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> None:
-    """Fit TF-IDF on the rows that the LLM learned from, and save it beside the LLM."""
-    from tagsmith.deployment.baselines import write_baselines
-    from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
-
-    run.listen(Event("evaluation", "baselines", values={"text": "TF-IDF on the same rows"}))
-    table, truth, labels = prepared.splits.train, result.parts["train"].truth, bundle.engine.labels
-    weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
-    if labels.multi_label:
-        lexical = fit_lexical_sets(table.texts, truth, table.groups, seed=run.config.seed, weights_C=weights_C)
-        thresholds = _baseline_thresholds(lexical, prepared, result, run)
-        write_baselines(bundle.folder, lexical, truth.mean(axis=0).tolist(), thresholds=thresholds)
-        return
-    lexical = fit_lexical(
-        table.texts,
-        truth,
-        table.groups,
-        classes=len(labels),
-        seed=run.config.seed,
-        weights=None if weights_C is None else weights_C[truth],
-    )
-    priors = np.bincount(truth, minlength=len(labels)) / len(truth)
-    write_baselines(bundle.folder, lexical, priors.tolist())
-
-
-def _baseline_thresholds(lexical: Lexical, prepared: Prepared, result: Result, run: Run) -> dict[str, np.ndarray]:
-    """Those of TF-IDF are fitted as the model's own, on the same rows; majority means half of the rows."""
-    from tagsmith.evaluation.thresholds import EVEN, fit_thresholds
-
-    texts = [text for name in HELD_OUT for text in getattr(prepared.splits, name).texts]
-    fitted = fit_thresholds(lexical.probabilities(texts), result.held_out_truth, metric=run.config.evaluation.metric)
-    return {"majority": np.full(len(fitted.values), EVEN), "tfidf": fitted.values}
+def _working_prior(bundle: Bundle, priors: Mapping[str, float]) -> np.ndarray:
+    """The shares of labels where the classifier works: those asked for, or else those of the source."""
+    target = bundle.settings.get("prior")
+    return bundle.engine.labels.in_order(target or priors)
 
 
 def _thresholds(bundle: Bundle, result: Result, run: Run) -> dict[str, np.ndarray] | None:
@@ -141,12 +176,14 @@ def _thresholds(bundle: Bundle, result: Result, run: Run) -> dict[str, np.ndarra
     return known | {"before_tuning": fitted.values}
 
 
-def _about_thresholds(bundle: Bundle, result: Result) -> dict[str, Any]:
-    """On how many rows thresholds were fitted, and which labels share theirs."""
-    if result.thresholds is None:
-        return {}
-    shared = [name for name, is_shared in zip(bundle.labels, result.thresholds.shared, strict=True) if is_shared]
-    return {"thresholds": {"rows": result.thresholds.rows, "shared": shared}}
+def _about_answering(bundle: Bundle, result: Result) -> dict[str, Any]:
+    """How logits were scaled; on how many rows thresholds were fitted, and which labels share theirs."""
+    assert result.answering is not None, "it was just fitted"
+    about, fitted = result.answering.about, result.answering.thresholds
+    if fitted is None:
+        return about
+    shared = [name for name, is_shared in zip(bundle.labels, fitted.shared, strict=True) if is_shared]
+    return about | {"thresholds": {"rows": fitted.rows, "shared": shared}}
 
 
 def _discordance(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> float:
@@ -172,8 +209,20 @@ def _discordance(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
     return float((llm != tfidf).mean())
 
 
-def _test_logits(scorer: Scorer, result: Result) -> list[np.ndarray]:
-    """Logits `(N, C)` of the test rows: from the saved weights, from those before tuning, and of each further seed.
+@dataclass(frozen=True)
+class _Passed:
+    """The test rows after their pass: logits `(N, C)` from several weights, and the seconds that the saved ones took.
+
+    `states` entered the first tuned block; None where every block learnt.
+    """
+
+    logits: list[np.ndarray]
+    states: States | None
+    seconds: float
+
+
+def _test_logits(scorer: Scorer, result: Result) -> _Passed:
+    """Logits of the test rows: from the saved weights, from those before tuning, and of each further seed.
 
     All start from the same pass over the blocks that tuning left alone, made with the reloaded bundle in fp32.
     """
@@ -182,6 +231,7 @@ def _test_logits(scorer: Scorer, result: Result) -> list[np.ndarray]:
     from tagsmith.tuning.methods import swapped
 
     classifier, tokens, start = scorer.classifier, result.parts["test"].tokens, result.tuned.start
+    started = time.perf_counter()
     states = listened(frozen_states(scorer.lowest(start), tokens), silent) if start else None
 
     def answered() -> np.ndarray:
@@ -190,10 +240,11 @@ def _test_logits(scorer: Scorer, result: Result) -> list[np.ndarray]:
         return finish_states(classifier, states, start=start)
 
     logits = [answered() if start else scorer.logits(tokens)]
+    seconds = time.perf_counter() - started
     for weights in (result.untuned, *(each.run.weights for each in result.further)):
         with swapped(classifier, weights):
             logits.append(answered())
-    return logits
+    return _Passed(logits, states, seconds)
 
 
 def _seeds(
@@ -208,8 +259,9 @@ def _seeds(
     truth = result.parts["test"].truth
     found = [_about_seed(seed, result.tuned) | {"test": points(truth, probs_NC, thresholds=own)}]
     for each, logits_NC in zip(result.further, further_NC, strict=True):
-        thresholds_C = None if each.thresholds is None else each.thresholds.values
-        test = points(truth, each.calibration.probabilities(logits_NC), thresholds=thresholds_C)
+        answering = each.answering
+        thresholds_C = None if answering.thresholds is None else answering.thresholds.values
+        test = points(truth, answering.calibration.probabilities(logits_NC), thresholds=thresholds_C)
         found.append(_about_seed(each.run.seed, each.run.tuned) | {"test": test})
     return found
 

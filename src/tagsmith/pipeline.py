@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from tagsmith.answering import fit_answering, require_provable
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, settings_of
@@ -32,8 +33,9 @@ from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
-from tagsmith.measuring import asked_of, book_tables, data_section, measure_test
+from tagsmith.measuring import asked_of, book_tables, count_look, data_section, measure_test
 from tagsmith.naming import Source, default_out, name_of, reproduce
+from tagsmith.rivals import rival_probabilities
 from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
 from tagsmith.tuning.parallel import join
 
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
     from tagsmith.data.token_lengths import TokenLengths
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.evaluation.report import Report
-    from tagsmith.evaluation.thresholds import Thresholds
-    from tagsmith.model.calibration import Calibration
     from tagsmith.model.classifier import Classifier
     from tagsmith.tuning.learner import Part
     from tagsmith.tuning.loop import Tuned
@@ -90,6 +90,7 @@ def train(
     with run.timed("data"), ranks.first_alone():
         prepared = _prepare(source, validation, test, run)
         _look(prepared, run)
+        require_provable(prepared, config)
     with run.timed("imports"):
         _import_all()
     with run.timed("model"):
@@ -149,6 +150,7 @@ def evaluate(
             f"{len(table) - len(answered)} of {len(table)} rows have an empty text, get no answer, and count nowhere."
         )
     used = grouped.table.take(answered)
+    count_look(used, run, what="evaluate")
     truth = truth_of(table, loaded.engine.labels)
     return build_report(
         data=data_section(
@@ -158,7 +160,7 @@ def evaluate(
         settings=config.model_dump(),
         truth=truth[answered],
         probs=probs_NC[answered],
-        baseline_probs=loaded.baseline_probabilities(used.texts),
+        baseline_probs=rival_probabilities(loaded, used.texts),
         thresholds=loaded.thresholds,
         metric=config.evaluation.metric,
         groups=used.groups,
@@ -455,12 +457,13 @@ def _tune(
         )
     _count_padding(classifier, parts, first.tuned, run)
     result = Result(parts, first.tuned, untuned, sum(weight.numel() for _, weight in learning))
-    classifier.calibration, result.thresholds = _fit_answers(classifier, prepared, result, run)
-    if result.thresholds is not None:
-        classifier.thresholds = result.thresholds.values
+    result.answering = fit_answering(classifier, prepared, result, run)
+    classifier.calibration, classifier.sureties = result.answering.calibration, result.answering.sureties
+    if result.answering.thresholds is not None:
+        classifier.thresholds = result.answering.thresholds.values
     for other in others:
         with swapped(classifier, other.weights):
-            result.further.append(FurtherSeed(other, *_fit_answers(classifier, prepared, result, run)))
+            result.further.append(FurtherSeed(other, fit_answering(classifier, prepared, result, run, certify=False)))
     return result
 
 
@@ -470,19 +473,6 @@ def _count_padding(classifier: Classifier, parts: Mapping[str, Part], tuned: Tun
     read = {name: part for name, part in parts.items() if name != "test" and len(part.truth)}
     run.facts["padding"] = padding_of(classifier, read, tuned, run.config)
     run.listen(Event("tuning", "padding", values=run.facts["padding"]))
-
-
-def _fit_answers(
-    classifier: Classifier, prepared: Prepared, result: Result, run: Run
-) -> tuple[Calibration, Thresholds | None]:
-    """What turns logits into answers: a calibration, and thresholds where a text may have several labels."""
-    from tagsmith.evaluation.thresholds import fit_thresholds
-
-    calibration = _calibrate(classifier, prepared, result, run)
-    if not classifier.labels.multi_label:
-        return calibration, None
-    probs_NC = calibration.probabilities(result.held_out_logits(classifier))
-    return calibration, fit_thresholds(probs_NC, result.held_out_truth, metric=run.config.evaluation.metric)
 
 
 def _choose_depth(classifier: Classifier, parts: Mapping[str, Part], run: Run) -> None:
@@ -544,25 +534,6 @@ def _count_tokens(classifier: Classifier, prepared: Prepared, run: Run) -> None:
     run.listen(Event("data", "tokens", values=found.as_dict()))
 
 
-def _calibrate(classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Calibration:
-    """A temperature from the calibration rows, after undoing the prior of re-balanced training rows."""
-    from tagsmith.evaluation.calibration import fit_set_temperature, fit_temperature, prior_offset
-    from tagsmith.model.calibration import Calibration
-
-    offset, multi_label = None, classifier.labels.multi_label
-    if multi_label and prepared.class_weights is not None:
-        offset = tuple(float(x) for x in -np.log(classifier.labels.in_order(prepared.class_weights)))
-    elif run.config.data.balance != "none":
-        true = classifier.labels.in_order(prepared.true_priors)
-        offset = tuple(float(x) for x in prior_offset(np.full(len(true), 1 / len(true)), true))
-    part = result.parts["calibration"]
-    if not (run.config.evaluation.calibrate and len(part.truth)):
-        return Calibration(1.0, offset, multi_label)
-    logits_NC = result.logits(classifier, "calibration") + np.asarray(offset or 0.0)
-    fit = fit_set_temperature if multi_label else fit_temperature
-    return Calibration(fit(logits_NC, part.truth), offset, multi_label)
-
-
 # ---- Stage 5, first half: save, so that stage 4 measures what is served
 
 
@@ -582,6 +553,8 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
         "data": {"sha256": _data_hash(prepared), "priors": dict(prepared.true_priors), "source": run.source},
         "cleaning": list(run.config.data.clean),
         "config": run.config.model_dump(),
+        "prior": None if result.answering is None else (result.answering.about.get("prior") or {}).get("shares"),
+        **_abstention(result),
     }
     device = device_of(classifier)
     write_classifier(aside, classifier.cpu(), recipe=recipe)
@@ -593,6 +566,16 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
     write_probes(aside, bundle.engine)
     part = next(result.parts[name] for name in ("calibration", "validation") if len(result.parts[name].truth))
     return with_bf16_gate(bundle, part.tokens, part.truth)
+
+
+def _abstention(result: Result) -> dict[str, Any]:
+    """From which surety labels are answered, and what is proven of that, for the engine that was asked."""
+    answering = result.answering
+    if answering is None or answering.sureties is None:
+        return {}
+    sureties = [None if np.isposinf(each) else float(each) for each in answering.sureties]
+    about = {"sureties": sureties, "certificate": answering.certificate, "engine": "torch-fp32"}
+    return {"abstention": about}
 
 
 def _data_hash(prepared: Prepared) -> str:
@@ -618,6 +601,7 @@ def _write_report(
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "timing": {stage: round(seconds, 3) for stage, seconds in run.seconds.items()},
+        **run.apart,
         **_forecast_and_truth(bundle.folder, run),
         "environment": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
         | _versions()

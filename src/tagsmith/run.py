@@ -34,7 +34,8 @@ class Run:
     """What one run knows about itself: settings, listener, seconds per stage, and remarks for the report.
 
     `facts` are found before the test and join the section `data` of the report. `source` is where the rows can be read
-    again, without a password; None where they were handed over in memory.
+    again, without a password; None where they were handed over in memory. What may differ from run to run, as times
+    do, stands `apart`, in run.json.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    apart: dict[str, Any] = field(default_factory=dict)
     weights: Located | None = None
     depth: DepthChoice | None = None
     forecast: Forecast | None = None
@@ -61,9 +63,24 @@ class Run:
         self.listen(Event("data", "note", values={"text": text}))
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How logits are answered: `calibration`; `thresholds` where a text may have several labels.
+
+    `sureties (C,)` are those from which labels are answered at all, None where they always are. `about` joins the
+    section `calibration` of the report, `certificate` its section `abstention`.
+    """
+
+    calibration: Calibration
+    thresholds: Thresholds | None = None
+    sureties: np.ndarray | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    certificate: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class Result:
-    """A tuned classifier's parts, curves and kept activations, its weights from before, and how sets are answered.
+    """A tuned classifier's parts, curves and kept activations, its weights from before, and how logits are answered.
 
     `further` are the tunings from other seeds than the run's own.
     """
@@ -72,7 +89,7 @@ class Result:
     tuned: Tuned
     untuned: dict[str, Any]
     trained_parameters: int
-    thresholds: Thresholds | None = None
+    answering: Answering | None = None
     further: list[FurtherSeed] = field(default_factory=list)
 
     def logits(self, classifier: Classifier, name: str) -> np.ndarray:
@@ -98,8 +115,7 @@ class FurtherSeed:
     """A tuning from a further seed, and what turns its logits into answers, fitted as the first one's was."""
 
     run: SeedRun
-    calibration: Calibration
-    thresholds: Thresholds | None
+    answering: Answering
 
 
 HELD_OUT = ("validation", "calibration")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tagsmith.model.calibration import Calibration
 from tagsmith.model.lexical import Lexical
 
 BASELINE = "baseline"
+PROBE, PROBE_WEIGHTS = "probe.json", "probe.safetensors"
 _ARRAYS = ("letters", "terms", "idf", "weights", "bias")
 
 
@@ -45,6 +47,29 @@ def write_baselines(
     (baseline / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
 
 
+def write_probe(folder: Path, probe: FrozenProbe) -> None:
+    """Save a frozen probe beside the other baselines."""
+    from safetensors.numpy import save_file
+
+    arrays = {"weight": np.ascontiguousarray(probe.weight_CD), "bias": np.ascontiguousarray(probe.bias_C)}
+    if probe.thresholds is not None:
+        arrays["thresholds"] = np.ascontiguousarray(probe.thresholds)
+    save_file(arrays, folder / BASELINE / PROBE_WEIGHTS)
+    about = {"start": probe.start, "multi_label": probe.multi_label}
+    (folder / BASELINE / PROBE).write_text(json.dumps(about), encoding="utf-8")
+
+
+def read_probe(folder: Path) -> FrozenProbe | None:
+    """The frozen probe of a bundle; None in bundles that have none, as those of 0.1.0."""
+    from safetensors.numpy import load_file
+
+    if not (folder / BASELINE / PROBE).is_file():
+        return None
+    about = json.loads((folder / BASELINE / PROBE).read_text(encoding="utf-8"))
+    arrays = load_file(folder / BASELINE / PROBE_WEIGHTS)
+    return FrozenProbe(arrays["weight"], arrays["bias"], thresholds=arrays.get("thresholds"), **about)
+
+
 def read_baselines(folder: Path) -> Baselines:
     """The baselines that `write_baselines` saved."""
     from safetensors.numpy import load_file
@@ -60,6 +85,9 @@ def read_baselines(folder: Path) -> Baselines:
         multi_label=bool(vocabulary.get("multi_label")),  # baselines of 0.1.0 say nothing
     )
     thresholds = {name: np.array(values) for name, values in vocabulary.get("thresholds", {}).items()}
+    probe = read_probe(folder)
+    if probe is not None and probe.thresholds is not None:
+        thresholds["probe"] = probe.thresholds
     return Baselines(lexical, tuple(vocabulary["priors"]), thresholds)
 
 
@@ -77,3 +105,23 @@ class Baselines:
     def probabilities(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Probabilities `(N, C)` of each."""
         return {"majority": np.tile(self.priors, (len(texts), 1)), "tfidf": self.lexical.probabilities(texts)}
+
+
+@dataclass(frozen=True)
+class FrozenProbe:
+    """A logistic regression on pooled states that enter block `start`, which tuning left alone with all below it.
+
+    `start` is None where it learnt too: the states of the untuned model are gone then. `thresholds (C,)` as in
+    Baselines.
+    """
+
+    weight_CD: np.ndarray
+    bias_C: np.ndarray
+    start: int | None
+    multi_label: bool = False
+    thresholds: np.ndarray | None = None
+
+    def probabilities(self, pooled_ND: np.ndarray) -> np.ndarray:
+        """Probabilities `(N, C)` float64."""
+        logits_NC = pooled_ND.astype(np.float64) @ self.weight_CD.T.astype(np.float64) + self.bias_C
+        return Calibration(multi_label=self.multi_label).probabilities(logits_NC)

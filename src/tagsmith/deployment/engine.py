@@ -28,7 +28,8 @@ class Answer:
     `label` and `probability` are None for a text that gets no answer, and `reason` says why (`empty`);
     `truncated` says that the text was longer than the classifier reads. `labels` are all that were found: one, or
     where a text may have several those from their thresholds on, in output order; `label` and `probability` are None
-    then, whatever was found. `abstained` says that the likeliest label was not likely enough to be answered.
+    then, whatever was found. `abstained` says that the likeliest label was not likely enough to be answered; there is
+    no label then.
     """
 
     label: str | None
@@ -54,6 +55,11 @@ class Engine(Protocol):
     @property
     def thresholds(self) -> np.ndarray | None:
         """The probabilities `(C,)` from which on labels are answered."""
+        ...
+
+    @property
+    def sureties(self) -> np.ndarray | None:
+        """From which surety labels `(C,)` are answered at all; None where they always are."""
         ...
 
     @property
@@ -115,7 +121,7 @@ def answers(engine: Engine, texts: Sequence[str], pairs: Sequence[str] | None = 
 def answers_of(engine: Engine, probs_NC: np.ndarray, truncated_N: np.ndarray) -> list[Answer]:
     """The answers that probabilities come to."""
     return [
-        _answer(probs_C, engine.labels, engine.thresholds, cut=bool(cut))
+        _answer(probs_C, engine.labels, engine.thresholds, engine.sureties, cut=bool(cut))
         for probs_C, cut in zip(probs_NC, truncated_N, strict=True)
     ]
 
@@ -132,7 +138,9 @@ def _computed(engine: Engine, texts: Sequence[str], pairs: Sequence[str] | None)
     return probs, truncated
 
 
-def _answer(probs_C: np.ndarray, labels: Labels, thresholds: np.ndarray | None, *, cut: bool) -> Answer:
+def _answer(
+    probs_C: np.ndarray, labels: Labels, thresholds: np.ndarray | None, sureties: np.ndarray | None, *, cut: bool
+) -> Answer:
     if np.isnan(probs_C).any():
         return Answer(None, None, (), cut, reason="empty")
     probs, names = tuple(float(p) for p in probs_C), labels.names
@@ -140,4 +148,16 @@ def _answer(probs_C: np.ndarray, labels: Labels, thresholds: np.ndarray | None, 
         found = tuple(names[i] for i in np.flatnonzero(probs_C >= thresholds))
         return Answer(None, None, probs, cut, labels=found)
     best = int(probs_C.argmax())
+    if sureties is not None and not _is_sure(probs_C, best, sureties):
+        return Answer(None, None, probs, cut, abstained=True)
     return Answer(names[best], probs[best], probs, cut, labels=(names[best],))
+
+
+def _is_sure(probs_C: np.ndarray, best: int, sureties: np.ndarray) -> bool:
+    """Whether the likeliest label is so much likelier than the next one as `sureties (C,)` ask of it."""
+    if len(probs_C) < 2:
+        return True
+    second = float(np.partition(probs_C, -2)[-2])
+    if sureties[best] == np.inf:
+        return False
+    return second <= 0 or float(np.log(probs_C[best]) - np.log(second)) >= sureties[best]

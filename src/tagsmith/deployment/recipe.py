@@ -44,13 +44,23 @@ def calibration_of(settings: Mapping[str, Any]) -> Calibration:
     multi_label = bool(settings.get("multi_label"))
     if settings["calibration"]["folded_into_head"]:
         return Calibration(multi_label=multi_label)
-    offset = settings["calibration"]["offset"]
-    return Calibration(settings["calibration"]["temperature"], None if offset is None else tuple(offset), multi_label)
+    about = settings["calibration"]
+    offset, scales = (None if about.get(key) is None else tuple(about[key]) for key in ("offset", "scales"))
+    return Calibration(about["temperature"], offset, multi_label, scales)
 
 
 def thresholds_of(settings: Mapping[str, Any]) -> np.ndarray | None:
     """The probabilities `(C,)` from which on labels are answered; None where the likeliest one is."""
     return np.array(settings["thresholds"]) if settings.get("multi_label") else None
+
+
+def sureties_of(settings: Mapping[str, Any]) -> np.ndarray | None:
+    """The sureties `(C,)` from which labels are answered, infinite for one that never is; None where all always are.
+
+    A surety is the log of the ratio of the two likeliest labels' probabilities.
+    """
+    kept = settings.get("abstention")
+    return None if kept is None else np.array([np.inf if each is None else each for each in kept["sureties"]])
 
 
 def tokens_per_batch_of(settings: Mapping[str, Any]) -> int:
@@ -97,6 +107,7 @@ class Recipe:
     encoder: Encoder
     calibration: Calibration
     thresholds: np.ndarray | None
+    sureties: np.ndarray | None
     cleaning: tuple[str, ...]
     tokens_per_batch: int
 
@@ -108,6 +119,7 @@ class Recipe:
             encoder=encoder_of(folder, settings),
             calibration=calibration_of(settings),
             thresholds=thresholds_of(settings),
+            sureties=sureties_of(settings),
             cleaning=cleaning_of(settings),
             tokens_per_batch=tokens_per_batch_of(settings),
         )

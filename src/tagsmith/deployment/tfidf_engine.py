@@ -26,6 +26,7 @@ class TfidfEngine:
 
     name = "tfidf"
     max_tokens = None
+    sureties = None  # what was proven of the LLM's answers does not hold for these
 
     def __init__(
         self,

@@ -61,6 +61,11 @@ class TorchEngine:
         return self._classifier.thresholds
 
     @property
+    def sureties(self) -> np.ndarray | None:
+        """From which surety labels `(C,)` are answered at all; None where they always are."""
+        return self._classifier.sureties
+
+    @property
     def multi_label(self) -> bool:
         """Whether a text may have several labels, or none."""
         return self.labels.multi_label

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from tagsmith.config import ModelConfig
 from tagsmith.data.encoding import Encoder
-from tagsmith.deployment.recipe import SETTINGS, calibration_of, encoder_of, labels_of, thresholds_of
+from tagsmith.deployment.recipe import (
+    SETTINGS,
+    calibration_of,
+    encoder_of,
+    labels_of,
+    sureties_of,
+    thresholds_of,
+)
 from tagsmith.model.backbone import load_backbone
 from tagsmith.model.classifier import Classifier, assemble
 
@@ -38,7 +45,7 @@ def load_classifier(folder: Path, settings: Mapping[str, Any]) -> Classifier:
         weights = load_file(folder / HEAD)
     classifier.head.load_state_dict({name: weight.float() for name, weight in weights.items()})
     classifier.calibration = calibration_of(settings)
-    classifier.thresholds = thresholds_of(settings)
+    classifier.thresholds, classifier.sureties = thresholds_of(settings), sureties_of(settings)
     return classifier.eval().requires_grad_(False)
 
 
@@ -72,6 +79,7 @@ def write_classifier(folder: Path, classifier: Classifier, *, recipe: Mapping[st
         "calibration": {
             "temperature": classifier.calibration.temperature,
             "offset": None if classifier.calibration.offset is None else list(classifier.calibration.offset),
+            "scales": None if classifier.calibration.scales is None else list(classifier.calibration.scales),
             "folded_into_head": expressible,
         },
         **recipe,

@@ -124,25 +124,54 @@ def certify_error(
     among the calibration rows that it answers, and the first that is not proven ends the sequence, so that all of them
     together are wrong with a chance of 5 % at most. SettingError where the rows cannot prove it.
     """
-    from scipy.stats import binom
-
     needed = rows_needed(max_error)
     start = _SPARE * needed / max(len(sure), 1)
     levels = np.unique(np.append(np.arange(min(start, 1.0), 1.0, _STEP), 1.0))
-    proven = None
-    for coverage in levels:
-        threshold = -math.inf if coverage == 1.0 else float(np.quantile(beforehand, 1 - coverage, method="lower"))
-        answered = sure >= threshold
-        rows, wrong = int(answered.sum()), int((~right[answered]).sum())
-        if float(binom.cdf(wrong, rows, max_error)) > DELTA:
-            break
-        proven = (threshold, rows, wrong)
+    thresholds = [
+        0.0 if coverage == 1.0 else float(np.quantile(beforehand, 1 - coverage, method="lower")) for coverage in levels
+    ]
+    proven = first_proven(sure, right, thresholds, error=max_error, delta=DELTA)
     if proven is None:
         raise SettingError(_unproven(sure, right, max_error, needed))
-    threshold, rows, wrong = proven
     return Certificate(
-        threshold, {"max_error": max_error}, rows / len(sure), len(sure), rows, wrong, max_error, exact=exact
+        proven.threshold,
+        {"max_error": max_error},
+        proven.rows / len(sure),
+        len(sure),
+        proven.rows,
+        proven.wrong,
+        max_error,
+        exact=exact,
     )
+
+
+@dataclass(frozen=True)
+class Proven:
+    """The last threshold of a sequence that was proven, and the rows that it answers."""
+
+    threshold: float
+    rows: int
+    wrong: int
+
+
+def first_proven(
+    scores: np.ndarray, right: np.ndarray, thresholds: Sequence[float], *, error: float, delta: float
+) -> Proven | None:
+    """The loosest of `thresholds`, in falling order, down to which all are proven to err at most by `error`.
+
+    Fixed-sequence testing: no more than one in 1 / `delta` such sequences proves too much. None where not even the
+    first is proven.
+    """
+    from scipy.stats import binom
+
+    proven = None
+    for threshold in thresholds:
+        kept = scores >= threshold
+        rows, wrong = int(kept.sum()), int((~right[kept]).sum())
+        if float(binom.cdf(wrong, rows, error)) > delta:
+            return proven
+        proven = Proven(threshold, rows, wrong)
+    return proven
 
 
 def _unproven(sure: np.ndarray, right: np.ndarray, max_error: float, needed: int) -> str:
@@ -168,13 +197,14 @@ def certify_coverage(sure: np.ndarray, right: np.ndarray, *, coverage: float, ex
     """
     from scipy.stats import beta
 
-    threshold = float(np.quantile(sure, 1 - coverage, method="lower")) if coverage < 1 else -math.inf
+    threshold = float(np.quantile(sure, 1 - coverage, method="lower")) if coverage < 1 else 0.0
     answered = sure >= threshold
     rows, wrong = int(answered.sum()), int((~right[answered]).sum())
     bound = 1.0 if wrong >= rows else float(beta.ppf(1 - DELTA, wrong + 1, rows - wrong))
     return Certificate(threshold, {"coverage": coverage}, rows / len(sure), len(sure), rows, wrong, bound, exact=exact)
 
 
-def answered(probs: np.ndarray, sureties: Sequence[float]) -> np.ndarray:
+def answered(probs: np.ndarray, sureties: np.ndarray) -> np.ndarray:
     """Which rows `(N,)` are answered, where each label `(C,)` asks for a surety of its own."""
-    return surety(probs) >= np.asarray(sureties)[probs.argmax(axis=1)]
+    asked = sureties[probs.argmax(axis=1)]
+    return (surety(probs) >= asked) & (asked < np.inf)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tagsmith.model.calibration import Calibration
+
 LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of a temperature; a perfectly separated set would ask for 0."""
 
@@ -52,6 +54,32 @@ def fit_set_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
         options={"xatol": 1e-7},
     )
     return float(np.clip(1 / found.x, LOWEST, HIGHEST))
+
+
+def fit_vector(logits: np.ndarray, truth: np.ndarray) -> Calibration:
+    """A scale and an offset for each label that minimise the log loss of softmax(scales * `logits (N, C)` + offset).
+
+    Vector scaling (Guo et al. 2017, section 4.2), drawn towards one temperature and no offset by a penalty as of one
+    row for each label, so that labels with few rows stay near it.
+    """
+    from scipy.optimize import minimize
+
+    temperature, classes = fit_temperature(logits, truth), logits.shape[1]
+    logits_NC, is_true = np.asarray(logits, dtype=np.float64) / temperature, truth[:, None] == np.arange(classes)
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        scales, offset = np.split(values, 2)
+        scaled = logits_NC * scales + offset
+        peaks = scaled - scaled.max(axis=1, keepdims=True)
+        logs = peaks - np.log(np.exp(peaks).sum(axis=1, keepdims=True))
+        apart = np.exp(logs) - is_true
+        penalty = ((scales - 1) ** 2).sum() + (offset**2).sum()
+        slope = np.concatenate([(apart * logits_NC).sum(axis=0) + (scales - 1), apart.sum(axis=0) + offset])
+        return float(-logs[is_true].sum() + penalty / 2), slope
+
+    start = np.concatenate([np.ones(classes), np.zeros(classes)])
+    scales, offset = np.split(minimize(loss, start, jac=True, method="L-BFGS-B").x, 2)
+    return Calibration(temperature, tuple((temperature * offset).tolist()), scales=tuple(scales.tolist()))
 
 
 def prior_offset(train_priors: np.ndarray, true_priors: np.ndarray) -> np.ndarray:

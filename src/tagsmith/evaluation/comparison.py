@@ -221,6 +221,21 @@ def sentence(value: Value, difference: Interval, p_value: float, wording: Wordin
     return f"Undecided: {model} minus {baseline} is {_points(difference.value)} {unit} ({shown}); {wording.limit}."
 
 
+def with_cost(verdict: Mapping[str, Any], cost: Mapping[str, Mapping[str, float]]) -> str:
+    """The verdict of report.json in one sentence, with what the LLM costs beside TF-IDF (`cost` of run.json)."""
+    told, times = str(verdict["text"]).removesuffix("."), _times(cost)
+    if verdict["value"] == "better":
+        gain = verdict["difference"]["value"]
+        fewer = f"{round(10 * gain):,} errors fewer in 1,000 texts, " if verdict["measure"] == "accuracy" else ""
+        return f"{told}: {fewer}for {times} its cost per text."
+    return f"{told}; the LLM's answers cost {times} as much."
+
+
+def _times(cost: Mapping[str, Mapping[str, float]]) -> str:
+    ratio = cost["model"]["seconds_per_thousand"] / max(cost["tfidf"]["seconds_per_thousand"], 1e-9)
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
+
+
 def _points(value: float | None) -> str:
     """One decimal, without a negative zero."""
     return f"{round(value or 0.0, 1) + 0.0:.1f}"

@@ -37,7 +37,7 @@ class Asked:
     facets: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     costs: Costs | None = None
     prior: np.ndarray | None = None
-    sureties: Sequence[float] | None = None
+    sureties: np.ndarray | None = None
     certificate: Mapping[str, Any] = field(default_factory=dict)
 
 

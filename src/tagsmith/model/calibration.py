@@ -9,19 +9,22 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns logits into probabilities: `softmax((logits + offset) / temperature)`.
+    """What turns logits into probabilities: `softmax((scales * logits + offset) / temperature)`.
 
-    `offset (C,)` undoes the prior of re-balanced training rows; None where they were left alone. With `multi_label`
-    each label has a sigmoid of its own instead.
+    `offset (C,)` undoes the prior of re-balanced training rows, or belongs with `scales (C,)` to a scaling of each
+    label; None where there are none. With `multi_label` each label has a sigmoid of its own instead.
     """
 
     temperature: float = 1.0
     offset: tuple[float, ...] | None = None
     multi_label: bool = False
+    scales: tuple[float, ...] | None = None
 
     def probabilities(self, logits_NC: np.ndarray) -> np.ndarray:
         """Probabilities `(N, C)` float64; each row sums to 1, unless a text may have several labels."""
         shifted = logits_NC.astype(np.float64)
+        if self.scales is not None:
+            shifted = shifted * np.asarray(self.scales)
         if self.offset is not None:
             shifted = shifted + np.asarray(self.offset)
         shifted = shifted / self.temperature

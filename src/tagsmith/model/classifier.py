@@ -32,6 +32,7 @@ class Classifier(nn.Module):
     """An LLM whose language-model head was replaced by a classification head.
 
     `thresholds (C,)` are the probabilities from which on labels are answered; None where the likeliest one is.
+    `sureties (C,)` are those from which the likeliest label is answered at all; None where it always is.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, *, pooling: str, encoder: Encoder, labels: Labels) -> None:
@@ -43,6 +44,7 @@ class Classifier(nn.Module):
         self.labels = labels
         self.calibration = Calibration(multi_label=labels.multi_label)
         self.thresholds: np.ndarray | None = np.full(len(labels), 0.5) if labels.multi_label else None
+        self.sureties: np.ndarray | None = None
 
     def finish(
         self, hidden_BLD: Tensor, lengths_B: Tensor, *, start: int, blocks: nn.ModuleList | None = None
