@@ -123,3 +123,19 @@ def test_shares_are_estimated_from_texts_without_labels(tmp_path, many_rows, qui
         assert found["shares"]["praise"] > 0.6
     else:
         assert any("was declined" in note for note in bundle.report["notes"])
+
+
+def test_a_served_bundle_abstains_too(abstaining, make_rows):
+    from tagsmith.deployment.classifying import About, result_of
+    from tagsmith.deployment.engine_process import _describe
+
+    texts = [text for text, _ in make_rows(40, seed=9)]
+    engine = load(abstaining.folder).engine
+    about = About.of("half", json.loads(json.dumps(_describe(abstaining.folder, engine))))
+    logits = engine.logits_of(engine.encode(texts))
+    found = [
+        result_of(about, probs_C, logits_C, tokens=1, truncated=False)
+        for probs_C, logits_C in zip(engine.probabilities_of(logits), logits, strict=True)
+    ]
+    assert [each.abstained for each in found] == [each.abstained for each in engine.answer(texts)]
+    assert any(each.abstained and each.label is None for each in found)

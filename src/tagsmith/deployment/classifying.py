@@ -13,6 +13,7 @@ import numpy as np
 
 from tagsmith.deployment.limits import Limits
 from tagsmith.deployment.problems import Problem
+from tagsmith.model.calibration import is_sure
 
 Function = Literal["sigmoid", "softmax", "none"]
 
@@ -44,6 +45,7 @@ class About:
     pairs: bool
     digest: str
     unknown_id: int | None = None
+    sureties: tuple[float, ...] | None = None
 
     @property
     def version(self) -> str:
@@ -53,7 +55,7 @@ class About:
     @classmethod
     def of(cls, name: str, description: Mapping[str, Any]) -> About:
         """From what the engine process says."""
-        thresholds = description["thresholds"]
+        thresholds, sureties = description["thresholds"], description.get("sureties")
         return cls(
             name=name,
             engine=description["engine"],
@@ -65,6 +67,7 @@ class About:
             pairs=description["pairs"],
             digest=description["digest"],
             unknown_id=description["unknown_id"],
+            sureties=None if sureties is None else tuple(np.inf if each is None else each for each in sureties),
         )
 
 
@@ -160,7 +163,9 @@ def too_long(place: int, about: About) -> Problem:
 
 
 def result_of(about: About, probs_C: np.ndarray, logits_C: np.ndarray, *, tokens: int, truncated: bool) -> Result:
-    """The labels that probabilities come to."""
+    """The labels that probabilities come to; none where the likeliest is not sure enough."""
+    if about.sureties is not None and not is_sure(probs_C, int(probs_C.argmax()), np.array(about.sureties)):
+        return Result(probs_C, logits_C, tokens, truncated, (), abstained=True)
     if about.thresholds is not None:
         found = tuple(about.labels[i] for i in np.flatnonzero(probs_C >= np.array(about.thresholds)))
     else:

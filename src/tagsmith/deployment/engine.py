@@ -17,6 +17,7 @@ from tagsmith.deployment.choosing import choose_engine
 from tagsmith.deployment.manifest import verify
 from tagsmith.deployment.recipe import read_settings
 from tagsmith.labels import Labels
+from tagsmith.model.calibration import is_sure
 
 TEXTS_AT_ONCE = 8192
 
@@ -148,16 +149,6 @@ def _answer(
         found = tuple(names[i] for i in np.flatnonzero(probs_C >= thresholds))
         return Answer(None, None, probs, cut, labels=found)
     best = int(probs_C.argmax())
-    if sureties is not None and not _is_sure(probs_C, best, sureties):
+    if sureties is not None and not is_sure(probs_C, best, sureties):
         return Answer(None, None, probs, cut, abstained=True)
     return Answer(names[best], probs[best], probs, cut, labels=(names[best],))
-
-
-def _is_sure(probs_C: np.ndarray, best: int, sureties: np.ndarray) -> bool:
-    """Whether the likeliest label is so much likelier than the next one as `sureties (C,)` ask of it."""
-    if len(probs_C) < 2:
-        return True
-    second = float(np.partition(probs_C, -2)[-2])
-    if sureties[best] == np.inf:
-        return False
-    return second <= 0 or float(np.log(probs_C[best]) - np.log(second)) >= sureties[best]

@@ -162,12 +162,13 @@ def digest_of(folder: Path) -> str:
 def _describe(folder: Path, engine: Engine) -> dict[str, Any]:
     settings = read_settings(folder)
     model: Mapping[str, Any] = settings.get("model", {})
-    thresholds = engine.thresholds
+    thresholds, sureties = engine.thresholds, engine.sureties
     return {
         "engine": engine.name,
         "labels": list(engine.labels.names),
         "multi_label": engine.labels.multi_label,
         "thresholds": None if thresholds is None else [float(each) for each in thresholds],
+        "sureties": None if sureties is None else [float(each) if each < np.inf else None for each in sureties],
         "max_tokens": engine.max_tokens,
         "long_texts": str(model.get("long_texts", "head")),
         "pairs": bool(model.get("pairs")),

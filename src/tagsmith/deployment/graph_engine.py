@@ -36,6 +36,11 @@ class GraphEngine:
         return self._recipe.thresholds
 
     @property
+    def sureties(self) -> np.ndarray | None:
+        """From which surety labels `(C,)` are answered; what is proven of that is so for the reference engine."""
+        return self._recipe.sureties
+
+    @property
     def multi_label(self) -> bool:
         """Whether a text may have several labels, or none."""
         return self.labels.multi_label

@@ -32,3 +32,13 @@ class Calibration:
             return 1 / (1 + np.exp(np.minimum(-shifted, 700.0)))
         powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
+
+
+def is_sure(probs_C: np.ndarray, best: int, sureties: np.ndarray) -> bool:
+    """Whether the likeliest label is so much likelier than the next one as `sureties (C,)` ask of it."""
+    if len(probs_C) < 2:
+        return True
+    second = float(np.partition(probs_C, -2)[-2])
+    if sureties[best] == np.inf:
+        return False
+    return second <= 0 or float(np.log(probs_C[best]) - np.log(second)) >= sureties[best]
