@@ -285,6 +285,33 @@ def _deployment_settings(settings: list[str] | None) -> dict[str, Any]:
 
 
 @app.command()
+def explain(
+    bundle: BundleFolder,
+    texts: Annotated[
+        list[str], typer.Argument(help="Texts whose answers are explained; '-' reads one from each line.")
+    ],
+    label: Annotated[str | None, typer.Option(help="The label to explain; the answer by default.")] = None,
+    gradients: Annotated[
+        bool,
+        typer.Option("--gradients", help="Integrated gradients, instead of leaving out words; needs tagsmith[why]."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a text, with all of its pieces.")] = False,
+) -> None:
+    """Say which words mattered for an answer: by how much each raises the log-odds of the label."""
+    from tagsmith.deployment.bundle import load
+    from tagsmith.deployment.explaining import explain as run
+
+    lines = [line.rstrip("\r\n") for line in sys.stdin] if texts == ["-"] else texts
+    for each in run(load(bundle), lines, label=label, gradients=gradients):
+        if as_json:
+            print(json.dumps(each.as_dict(), ensure_ascii=False))
+            continue
+        print(f"{each.label or '-'}\t{' '.join(each.text.split())}")
+        for span in each.strongest():
+            print(f"{span.weight:+.2f}\t{' '.join(each.text[span.start : span.end].split())}")
+
+
+@app.command()
 def evaluate(
     bundle: BundleFolder,
     source: Source,
