@@ -238,14 +238,22 @@ def serve(
     canary: Annotated[
         str | None, typer.Option(metavar="BUNDLE=SHARE", help="A bundle that answers a share of the texts, as 0.1.")
     ] = None,
+    corrections: Annotated[
+        Path | None, typer.Option(help="A file that keeps the corrections made on the page, for the next training.")
+    ] = None,
+    log_hashes: Annotated[
+        Path | None, typer.Option(help="A file of the SHA-256 of each text with its answer, to label some later.")
+    ] = None,
     settings: Setting = None,
 ) -> None:
     """Answer over HTTP, to the clients of Hugging Face, vLLM, OpenAI, KServe and SageMaker. Ctrl-C stops it."""
+    from tagsmith.deployment.corrections import Corrections, HashLog
     from tagsmith.deployment.limits import Keys, refuse_open_host
     from tagsmith.deployment.server import Door
     from tagsmith.deployment.server import serve as run
     from tagsmith.deployment.service_log import start_logging
     from tagsmith.deployment.supervisor import Launch
+    from tagsmith.deployment.ui import Desk
     from tagsmith.deployment.versions import Plan, canary_of
 
     chosen = _deployment_settings(settings)
@@ -262,10 +270,14 @@ def serve(
         watch=watch,
     )
     door = Door(host=host, port=port, keys=keys, key_file=api_key_file, allowed_hosts=tuple(allowed_host or ()))
+    desk = Desk(
+        None if corrections is None else Corrections(corrections), None if log_hashes is None else HashLog(log_hashes)
+    )
     start_logging()
     run(
         plan,
         door,
+        desk=desk,
         started=lambda address: print(f"Serving {bundle} on {address}; how to ask: {address}/docs", flush=True),
     )
 

@@ -257,6 +257,10 @@ class DeploymentConfig(Section):
     """How long a request may take before the answer is 504; a client lowers it by the header x-timeout-s."""
     drain_s: float = Field(30.0, ge=0)
     """How long a server that is told to stop goes on answering what it has accepted."""
+    drift_window: int = Field(500, ge=50)
+    """How many answered texts are compared at a time with the test rows."""
+    drift_alarm_rate: float = Field(0.01, gt=0, lt=1)
+    """Share of the windows that raise an alarm although nothing has changed."""
     flagged: list[str] = []
     """Labels that count as flagged on `/v1/moderations`, where a text has one label; with several labels a text, those
     found are."""

@@ -22,13 +22,15 @@ Function = Literal["sigmoid", "softmax", "none"]
 class Question:
     """Texts (and their second texts, where they are pairs) that want labels.
 
-    `deadline` is a time of `time.monotonic`; `truncate` says that a text may be cut to what the classifier reads.
+    `deadline` is a time of `time.monotonic`; `truncate` says that a text may be cut to what the classifier reads. With
+    `counts` the texts are part of the traffic that is told of; those that only explain an answer are not.
     """
 
     texts: Sequence[str]
     pairs: Sequence[str] | None = None
     truncate: bool = True
     deadline: float = float("inf")
+    counts: bool = True
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class LiveModel:
             self._result(place, probs_C, logits_C, tokens=int(sizes[place]), truncated=bool(tokens.truncated[place]))
             for place, (probs_C, logits_C) in enumerate(found)
         )
-        self._count(tokens, results)
+        if question.counts:
+            self._count(tokens, results)
         return Answers(self.about, results, spent)
 
     async def _encode(self, question: Question, spent: Spent) -> Tokens:

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tagsmith.deployment.metrics import Metrics
 from tagsmith.deployment.problems import Problem
 from tagsmith.deployment.protocol import PatientProtocol
 from tagsmith.deployment.supervisor import EngineLost
+from tagsmith.deployment.ui import Desk, mount_ui
 from tagsmith.deployment.versions import Plan, Versions
 from tagsmith.errors import ResourceError, SettingError
 
@@ -51,7 +52,7 @@ class Door:
     allowed_hosts: tuple[str, ...] = ()
 
 
-def create_app(versions: Versions) -> FastAPI:
+def create_app(versions: Versions, desk: Desk | None = None) -> FastAPI:
     """The application with all routes, without the guard around it."""
     from tagsmith import __version__
 
@@ -62,6 +63,7 @@ def create_app(versions: Versions) -> FastAPI:
     app.add_exception_handler(Exception, _tell_fault)
     for part in (routes_own, routes_hugging_face, routes_openai, routes_kserve, routes_batch):
         app.include_router(part.router)
+    mount_ui(app, versions, desk or Desk())
     return app
 
 
@@ -103,14 +105,14 @@ async def _tell_fault(request: Request, error: Exception) -> Response:
     return await _tell_problem(request, Problem(500, "Something went wrong here; the log says where."))
 
 
-def serve(plan: Plan, door: Door, *, started: Callable[[str], None]) -> None:
+def serve(plan: Plan, door: Door, *, desk: Desk | None = None, started: Callable[[str], None]) -> None:
     """Serve until a signal says to stop. `started` hears the address as soon as it answers.
 
     SettingError or ResourceError where the address cannot be had, BundleError where the bundle is refused.
     """
     listening = _listen(door)
     try:
-        asyncio.run(_Service(plan, door, started).run(listening))
+        asyncio.run(_Service(plan, door, desk or Desk(), started).run(listening))
     finally:
         listening.close()
 
@@ -132,13 +134,13 @@ def _listen(door: Door) -> socket.socket:
 class _Service:
     """One life of a server: it opens the bundle, answers, reloads, and drains when it is told to stop."""
 
-    def __init__(self, plan: Plan, door: Door, started: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, door: Door, desk: Desk, started: Callable[[str], None]) -> None:
         self._door = door
         self._keys = door.keys
         self._started = started
         self._versions = Versions(plan, Metrics())
         self._guard = guarded(
-            create_app(self._versions),
+            create_app(self._versions, replace(desk, asks_for_key=lambda: bool(self._keys))),
             self._versions,
             keys=lambda: self._keys,
             hosts=Hosts(door.host, allowed=door.allowed_hosts),

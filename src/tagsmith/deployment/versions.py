@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Versions:
         self.plan = plan
         self.metrics = metrics
         self.draining = False
+        self.heard: Callable[[Question, Answers], None] = lambda question, answers: None
         self._current: LiveModel | None = None
         self._shadow: LiveModel | None = None
         self._canary: LiveModel | None = None
@@ -93,7 +94,12 @@ class Versions:
         return {role: model for role, model in found.items() if model is not None}
 
     async def answer(self, question: Question) -> Answers:
-        """The answers to a question; see `LiveModel.answer`."""
+        """The answers to a question, which `heard` is told of; see `LiveModel.answer`."""
+        answers = await self._answer(question)
+        self.heard(question, answers)
+        return answers
+
+    async def _answer(self, question: Question) -> Answers:
         current, canary = self.current, self._canary
         if canary is not None and _share_of(question) < self.plan.canary_share:
             answers = await self._ask_canary(canary, current, question)

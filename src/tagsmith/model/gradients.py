@@ -8,6 +8,8 @@ Axes: S steps, L positions, D width, C labels.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from torch import Tensor
 from tagsmith.errors import SettingError
 from tagsmith.model.attribution import Span, words_of
 from tagsmith.model.classifier import Classifier
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 STEPS = 50
 _STEPS_AT_ONCE = 10
@@ -57,7 +62,7 @@ def integrated(classifier: Classifier, text: str, target: int, *, steps: int = S
     return _by_word(text, encoding.offsets, weights_L)
 
 
-def _read_whole(classifier: Classifier, text: str) -> object:
+def _read_whole(classifier: Classifier, text: str) -> Encoding:
     """The tokens of a text; SettingError where it is none, or read in several pieces."""
     encoder = classifier.encoder
     tokens = encoder.encode([text])
