@@ -13,6 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tagsmith predict $(BUNDLE) \
 	  "You are a winner you have been specially selected to receive \$$1000 cash or a \$$2000 award." \
 	  "Hey, just wanted to check if we're still on for dinner tonight? Let me know!"
+	@echo "To serve it over HTTP: $(BIN)/tagsmith serve $(BUNDLE)" >&2
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -261,6 +261,10 @@ class DeploymentConfig(Section):
     """How many answered texts are compared at a time with the test rows."""
     drift_alarm_rate: float = Field(0.01, gt=0, lt=1)
     """Share of the windows that raise an alarm although nothing has changed."""
+    decimals: int | None = Field(None, ge=1, le=15)
+    """Decimals that scores of `tagsmith serve` are rounded to: fewer tell less about the model to who would copy it."""
+    rate_per_minute: int | None = Field(None, ge=1)
+    """Requests a minute of one key (of anybody, where there are no keys) beyond which the answer is 429."""
     flagged: list[str] = []
     """Labels that count as flagged on `/v1/moderations`, where a text has one label; with several labels a text, those
     found are."""

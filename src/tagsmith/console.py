@@ -90,6 +90,7 @@ class Console:
             self._book(report["book"])
         self.scores(report)
         self.say(f'\nReport: {folder / "report.html"}\nBundle: {folder}\nAsk it: tagsmith predict {folder} "a text"')
+        self.say(f"Serve it: tagsmith serve {folder}")
 
     def _book(self, book: Mapping[str, Any]) -> None:
         """The tables of the book's chapter: class counts, accuracies before, the course of tuning, accuracies after."""

@@ -1,6 +1,6 @@
 import pytest
 
-from tagsmith.deployment.limits import Hosts, Keys, is_loopback, refuse_open_host
+from tagsmith.deployment.limits import Hosts, Keys, Rates, is_loopback, refuse_open_host
 from tagsmith.errors import SettingError
 
 ALICE, BOB = "a" * 20, "b" * 20
@@ -52,6 +52,19 @@ def test_an_address_that_others_reach_needs_a_key(host):
     with pytest.raises(SettingError, match="--api-key-file"):
         refuse_open_host(host, Keys({}))
     refuse_open_host(host, Keys({"alice": ALICE}))
+
+
+def test_a_rate_is_an_allowance_that_fills_evenly_for_each_key():
+    now = [0.0]
+    rates = Rates(clock=lambda: now[0])
+    assert [rates.take("alice", per_minute=6) for _ in range(4)] == [0, 0, 0, 10]
+    assert rates.take("bob", per_minute=6) == 0
+    now[0] = 4.0
+    assert rates.take("alice", per_minute=6) == pytest.approx(6)
+    now[0] = 10.1
+    assert rates.take("alice", per_minute=6) == 0
+    now[0] = 1e6
+    assert [rates.take("alice", per_minute=6) for _ in range(4)] == [0, 0, 0, 10]
 
 
 def test_on_this_machine_only_its_own_names_are_answered():

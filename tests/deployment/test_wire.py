@@ -289,6 +289,14 @@ def test_tritons_client_asks_how_things_are(triton, llama_server):
 
 
 @pytest.mark.parametrize(
+    "output", [{"name": []}, {"name": {}}, {}, {"name": "x"}, {"name": "label", "parameters": 1}], ids=str
+)
+def test_an_output_that_is_none_is_refused(output, llama_server):
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    assert llama_server.ask("/v2/models/toy/infer", {"inputs": [tensor], "outputs": [output]}).status == 400
+
+
+@pytest.mark.parametrize(
     "tensor",
     [
         {"name": "text", "shape": [3], "datatype": "BYTES", "data": ["a"]},

@@ -164,15 +164,30 @@ def too_long(place: int, about: About) -> Problem:
     )
 
 
-def result_of(about: About, probs_C: np.ndarray, logits_C: np.ndarray, *, tokens: int, truncated: bool) -> Result:
-    """The labels that probabilities come to; none where the likeliest is not sure enough."""
-    if about.sureties is not None and not is_sure(probs_C, int(probs_C.argmax()), np.array(about.sureties)):
-        return Result(probs_C, logits_C, tokens, truncated, (), abstained=True)
+def result_of(
+    about: About,
+    probs_C: np.ndarray,
+    logits_C: np.ndarray,
+    *,
+    tokens: int,
+    truncated: bool,
+    decimals: int | None = None,
+) -> Result:
+    """The labels that probabilities come to, none where the likeliest is not sure enough; `decimals` round after it."""
+    labels, abstained = _labels_of(about, probs_C)
+    if decimals is not None:
+        probs_C, logits_C = probs_C.round(decimals), logits_C.round(decimals)
+    return Result(probs_C, logits_C, tokens, truncated, labels, abstained)
+
+
+def _labels_of(about: About, probs_C: np.ndarray) -> tuple[tuple[str, ...], bool]:
+    """The labels, and whether it was abstained from them."""
+    best = int(probs_C.argmax())
+    if about.sureties is not None and not is_sure(probs_C, best, np.array(about.sureties)):
+        return (), True
     if about.thresholds is not None:
-        found = tuple(about.labels[i] for i in np.flatnonzero(probs_C >= np.array(about.thresholds)))
-    else:
-        found = (about.labels[int(probs_C.argmax())],)
-    return Result(probs_C, logits_C, tokens, truncated, found)
+        return tuple(about.labels[i] for i in np.flatnonzero(probs_C >= np.array(about.thresholds))), False
+    return (about.labels[best],), False
 
 
 def scores(result: Result, about: About, function: Function | None = None) -> np.ndarray:

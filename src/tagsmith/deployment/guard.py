@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import secrets
 import time
@@ -16,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tagsmith.deployment.limits import BODY_S, OPEN_ROUTES, Hosts, Keys, host_name
+from tagsmith.deployment.limits import BODY_S, OPEN_ROUTES, Hosts, Keys, Rates, host_name
 from tagsmith.deployment.metrics import Metrics
 from tagsmith.deployment.problems import Problem, not_ready
 
@@ -67,6 +68,7 @@ class Guard:
         keys: Callable[[], Keys],
         hosts: Hosts,
         body_bytes: Callable[[], int],
+        rate_per_minute: Callable[[], int | None],
         draining: Callable[[], bool],
         paths: frozenset[str],
     ) -> None:
@@ -75,6 +77,8 @@ class Guard:
         self._keys = keys
         self._hosts = hosts
         self._body_bytes = body_bytes
+        self._rate_per_minute = rate_per_minute
+        self._rates = Rates(clock=time.monotonic)
         self._draining = draining
         self._paths = paths
         self.active = 0
@@ -132,6 +136,10 @@ class Guard:
         if self._draining():
             raise not_ready("The server is stopping. Ask another one.", retry_after_s=1, reason="draining")
         _refuse_type(path, headers)
+        per_minute = self._rate_per_minute()
+        if per_minute is not None and (pause := self._rates.take(notes.key or "", per_minute=per_minute)):
+            told = f"More than {per_minute} requests a minute."
+            raise Problem(429, told, reason="rate", retry_after_s=math.ceil(pause))
 
     async def _body(self, receive: Receive, headers: _Headers) -> bytes:
         """The whole body. Problem with 413 where it is too large, 408 where it takes too long."""

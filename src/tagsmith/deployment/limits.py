@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +126,23 @@ def _read_keys(path: Path) -> dict[str, str]:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+class Rates:
+    """How many requests each key may make: an allowance that fills evenly, up to that of half a minute."""
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def take(self, owner: str, *, per_minute: int) -> float:
+        """Seconds after which the next request is allowed: 0 when this one is, and is counted."""
+        now, most = self._clock(), max(1.0, per_minute / 2)
+        left, when = self._left.get(owner, (most, now))
+        left = min(most, left + (now - when) * per_minute / 60)
+        allowed = left >= 1
+        self._left[owner] = (left - 1 if allowed else left, now)
+        return 0.0 if allowed else (1 - left) * 60 / per_minute
 
 
 def refuse_open_host(host: str, keys: Keys) -> None:

@@ -247,7 +247,8 @@ class LiveModel:
         if not (np.isfinite(probs_C).all() and np.isfinite(logits_C).all()):
             self.metrics.nonfinite.inc()
             raise Problem(424, f"The classifier gave no finite number for text {place}.", reason="nonfinite")
-        return result_of(self.about, probs_C, logits_C, tokens=tokens, truncated=truncated)
+        decimals = self.config.decimals
+        return result_of(self.about, probs_C, logits_C, tokens=tokens, truncated=truncated, decimals=decimals)
 
     def _queue_full(self) -> Problem:
         seconds = self._batcher.tokens / self._tokens_per_s if self._tokens_per_s else 1.0

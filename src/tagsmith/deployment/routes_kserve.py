@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from typing import Any
 
@@ -151,7 +152,7 @@ def _strings(tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
         texts, binary = _unpacked(binary[:size]), binary[size:]
     shape = tensor.get("shape")
     counted = isinstance(shape, list) and all(type(n) is int and 0 <= n <= len(texts) for n in shape)
-    if not counted or int(np.prod(shape)) != len(texts):
+    if not counted or math.prod(shape) != len(texts):
         raise Problem(400, "The shape of a tensor is not that of its data.")
     return texts, binary
 
@@ -190,10 +191,10 @@ def _wanted(body: InferBody) -> dict[str, bool]:
         return {name: everything for name in ("label", "probabilities", "truncated", "abstained")}
     wanted: dict[str, bool] = {}
     for output in body.outputs:
-        name, parameters = output.get("name"), output.get("parameters") or {}
+        name, parameters = str(output.get("name")), output.get("parameters") or {}
         if name not in _OUTPUTS or not isinstance(parameters, dict):
             raise Problem(400, f"Unknown output; known are {', '.join(_OUTPUTS)}.")
-        wanted[str(name)] = bool(parameters.get("binary_data", everything))
+        wanted[name] = bool(parameters.get("binary_data", everything))
     return wanted
 
 
@@ -201,7 +202,7 @@ def _tensors(answers: Answers) -> dict[str, list[Any] | np.ndarray]:
     results = answers.results
     return {
         # Where a text may have several labels, they are a JSON list: a name may hold any separator.
-        "label": [json.dumps(result.labels) if answers.about.multi_label else result.labels[0] for result in results],
+        "label": [json.dumps(result.labels) if answers.about.multi_label else result.label or "" for result in results],
         "probabilities": np.array([result.probs_C for result in results], dtype="<f4"),
         "logits": np.array([result.logits_C for result in results], dtype="<f4"),
         "truncated": np.array([result.truncated for result in results]),

@@ -79,6 +79,7 @@ def guarded(app: FastAPI, versions: Versions, *, keys: Callable[[], Keys], hosts
         keys=keys,
         hosts=hosts,
         body_bytes=most,
+        rate_per_minute=lambda: versions.current.config.rate_per_minute if versions.opened else None,
         draining=lambda: versions.draining,
         paths=frozenset(app.openapi()["paths"]),
     )
@@ -120,7 +121,8 @@ def serve(plan: Plan, door: Door, *, desk: Desk | None = None, started: Callable
 def _listen(door: Door) -> socket.socket:
     try:
         family = socket.getaddrinfo(door.host, door.port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family)
+        # asyncio sends small answers at once on sockets that are said to be TCP; on others they wait for 40 ms.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((door.host, door.port))
     except OSError as error:
