@@ -241,7 +241,7 @@ def test_a_labelled_table_has_a_list_and_a_column_for_each_label(ending, bundle,
 
 
 def test_a_label_with_the_separator_is_refused_in_a_csv(bundle, tmp_path, save_csv, monkeypatch):
-    monkeypatch.setattr("tagsmith.deployment.scoring._BETWEEN", "oo")
+    monkeypatch.setattr("tagsmith.deployment.scoring.BETWEEN", "oo")
     source = save_csv(tmp_path / "in.csv", [("a lamp", "x")], header=("text", "note"))
     with pytest.raises(SettingError, match=r"\.jsonl or \.parquet"):
         score(bundle, source, out=tmp_path / "out.csv")

@@ -168,6 +168,18 @@ def predict(
     query: Query = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a text, with all probabilities.")] = False,
     device: Annotated[str, typer.Option(help="Where it is computed: cpu, cuda, cuda:1, mps, or auto.")] = "cpu",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What computes: the first in fp32 that is installed (reference), the fastest here that is exact "
+            "enough (auto), torch-fp32, torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16, or tfidf."
+        ),
+    ] = "reference",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted --file stopped.")] = False,
+    spreadsheet_safe: Annotated[
+        bool,
+        typer.Option("--spreadsheet-safe", help="Put an apostrophe before cells that a spreadsheet would compute."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
 ) -> None:
     """Label texts, or the rows of a file."""
@@ -182,16 +194,25 @@ def predict(
         from tagsmith.console import Console
         from tagsmith.deployment.scoring import score
 
-        refuse_existing(out, force=force)
+        if not resume:
+            refuse_existing(out, force=force)
         with Console() as console:
             rows = score(
-                load(bundle, device=device), file, out=out, text=text, query=query, force=force, listen=console
+                load(bundle, device=device, engine=engine),
+                file,
+                out=out,
+                text=text,
+                query=query,
+                force=force,
+                resume=resume,
+                spreadsheet_safe=spreadsheet_safe,
+                listen=console,
             )
         typer.echo(f"{rows} rows labelled.", err=True)
         print(out)
         return
     lines = [line.rstrip("\r\n") for line in sys.stdin] if texts == ["-"] else texts or []
-    loaded = load(bundle, device=device)
+    loaded = load(bundle, device=device, engine=engine)
     for line, answer in zip(lines, loaded.answer(lines), strict=True):
         print(_as_json(line, answer, loaded) if as_json else _as_line(line, answer, loaded))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -14,6 +16,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table as RichTable
 
 from tagsmith.events import Event
+
+_SECONDS_BETWEEN_LINES = 10.0
+"""Where there is no terminal to draw a bar on, a line says from time to time how far a long work is."""
 
 
 class Console:
@@ -32,6 +37,7 @@ class Console:
         )
         self._tasks: dict[str, TaskID] = {}
         self.tuning = False
+        self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -169,7 +175,15 @@ class Console:
         self.say(f"Opening the {event.values['rows']} test rows with the saved bundle.")
 
     def _on_deployment_progress(self, event: Event) -> None:
-        self._bar("Labelling", event, detail=f"{event.step} of {event.total} rows")
+        done = f"{event.step:,}" + (f" of {event.total:,}" if event.total else "") + " rows"
+        self._bar("Labelling", event, detail=done)
+        left, now = event.values.get("seconds_left"), time.monotonic()
+        if self._console.is_terminal or now - self._told < _SECONDS_BETWEEN_LINES:
+            return
+        self._told = now
+        self.say(
+            f"Labelled {done}" + (f", about {timedelta(seconds=round(left))} left." if isinstance(left, float) else ".")
+        )
 
     def _bar(self, name: str, event: Event, *, detail: str) -> None:
         if name not in self._tasks:

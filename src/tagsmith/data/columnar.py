@@ -23,7 +23,7 @@ def read_parquet(file: File) -> Raw:
         frame = pl.read_parquet(file.path, glob=False)
         metadata = pl.read_parquet_metadata(file.path)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise _unreadable(file, "Parquet", error) from None
+        raise unreadable(file, "Parquet", error) from None
     frame, told = named_classes(as_words(frame), _features(metadata))
     return Raw(frame, f"read as Parquet with the columns {listed(frame.columns)}{told}")
 
@@ -55,12 +55,12 @@ def read_arrow(file: File) -> Raw:
         is_file = stream.read(6) == b"ARROW1"
     read = pl.read_ipc if is_file else pl.read_ipc_stream
     if not _is_survived(file, read.__name__):
-        raise _unreadable(file, "Arrow", ValueError("its compressed columns are damaged"))
+        raise unreadable(file, "Arrow", ValueError("its compressed columns are damaged"))
     try:
         with file.path.open("rb") as stream:
             frame = read(stream)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise _unreadable(file, "Arrow", error) from None
+        raise unreadable(file, "Arrow", error) from None
     require_columns(file.name, frame.width)
     return Raw(
         as_words(frame), f"read as {'an Arrow file' if is_file else 'an Arrow stream'} with {listed(frame.columns)}"
@@ -93,7 +93,7 @@ def read_excel(file: File) -> Raw:
                 require_columns(file.name, sheet.width)
                 return _sheet(file, sheet.to_polars(), name, empty=book.sheet_names.index(name), of=book.sheet_names)
     except (fastexcel.FastExcelError, zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(file, "Excel", error) from None
+        raise unreadable(file, "Excel", error) from None
     raise DataError(
         f"'{file.name}' has no filled sheet among {listed(book.sheet_names)}. Expected a table with a header row."
     )
@@ -146,5 +146,6 @@ def _words(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return column.cast(pl.String, strict=False)
 
 
-def _unreadable(file: File, kind: str, error: BaseException) -> DataError:
+def unreadable(file: File, kind: str, error: BaseException) -> DataError:
+    """What to say of a file that a library stumbles over."""
     return DataError(f"'{file.name}' could not be read as {kind}: {first_line(error)}. Write or fetch the file again.")

@@ -13,7 +13,8 @@ from tagsmith.config import DataConfig
 from tagsmith.data.archives import unpacked
 from tagsmith.data.columnar import read_arrow, read_excel, read_parquet
 from tagsmith.data.columns import Columns, find_columns, slice_columns, texts_of
-from tagsmith.data.databases import is_url, read_database, redacted
+from tagsmith.data.database_rows import is_url, redacted
+from tagsmith.data.databases import read_database
 from tagsmith.data.delimited import read_delimited
 from tagsmith.data.encodings import as_utf8
 from tagsmith.data.files import File, Header, Layout, Quoting, Raw, first_line, listed
