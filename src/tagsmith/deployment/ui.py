@@ -34,6 +34,8 @@ from tagsmith.markup import style
 from tagsmith.model.attribution import occlusion, pieces_of
 
 router = APIRouter()
+keeping = APIRouter()
+"""The route of corrections, which is not there where none are kept."""
 _HIGHEST = 12
 """Digits of a probability; more would only be noise."""
 
@@ -54,6 +56,8 @@ def mount_ui(app: FastAPI, versions: Versions, desk: Desk) -> None:
     versions.metrics.registry.register(collector(lambda: watcher.monitor))
     app.state.desk, app.state.watcher = desk, watcher
     app.include_router(router)
+    if desk.corrections is not None:
+        app.include_router(keeping)
 
 
 class AnswerBody(Body):
@@ -160,17 +164,16 @@ async def explain(request: Request) -> Response:
             return as_json({"label": labels[target], "pieces": pieces, **remarks(first)})
 
 
-@router.post(
+@keeping.post(
     "/corrections",
     summary="Keep a correction for the next training",
     openapi_extra=described(CorrectionBody, example={"text": "Not bad at all.", "labels": ["positive"]}),
     tags=["Page"],
 )
 async def correct(request: Request) -> Response:
-    """Keep the right labels of a text; 404 where corrections are not kept."""
+    """Keep the right labels of a text."""
     kept = _desk(request).corrections
-    if kept is None:
-        raise Problem(404, "Corrections are not kept here. Start the server with --corrections FILE.")
+    assert kept is not None, "the route is there only where corrections are kept"
     body = await body_of(request, CorrectionBody)
     live = versions_of(request).current
     about = live.about
