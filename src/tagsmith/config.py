@@ -227,6 +227,9 @@ class EvaluationConfig(Section):
     threshold_goal: str | None = None
     """What each label should reach, `precision>=0.95` or, with several labels a text, `recall>=0.9`; proven on the
     calibration rows for all labels together, where they suffice."""
+    audit: bool = True
+    """Look back at the training rows: labels that may be wrong, what twice as many would bring, and the rows and words
+    behind the surest mistakes."""
     slices: list[str] = []
     """Columns by whose values accuracy is told apart, beside label, length, language and time."""
     costs: dict[str, dict[str, float]] = {}

@@ -174,6 +174,12 @@ class Console:
     def _on_evaluation_test(self, event: Event) -> None:
         self.say(f"Opening the {event.values['rows']} test rows with the saved bundle.")
 
+    def _on_evaluation_audit(self, event: Event) -> None:
+        self.say(f"Auditing the labels of {event.values['rows']} training rows.")
+
+    def _on_evaluation_explaining(self, event: Event) -> None:
+        self.say(f"Looking for the words behind {event.values['mistakes']} mistakes.")
+
     def _on_deployment_progress(self, event: Event) -> None:
         done = f"{event.step:,}" + (f" of {event.total:,}" if event.total else "") + " rows"
         self._bar("Labelling", event, detail=done)

@@ -23,6 +23,7 @@ import polars as pl
 
 from tagsmith.answering import fit_answering, require_provable
 from tagsmith.assets import Located, backbone_folder, dataset_file
+from tagsmith.auditing import look_back
 from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, settings_of
 from tagsmith.data.column_cleaning import clean_table
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tagsmith.data.checking import Check
     from tagsmith.data.token_lengths import TokenLengths
     from tagsmith.deployment.bundle import Bundle
+    from tagsmith.evaluation.page.texts import PageTexts
     from tagsmith.evaluation.report import Report
     from tagsmith.model.classifier import Classifier
     from tagsmith.tuning.learner import Part
@@ -114,8 +116,9 @@ def train(
         del classifier  # what was saved is measured, and two models need not be held
         with run.timed("evaluation"):
             report, probs_NC = measure_test(bundle, prepared, result, run)
-        plain = report.as_dict() | book_tables(bundle, prepared, result, report, run)
-        _write_report(bundle, plain, probs_NC, prepared, result, run)
+            looked = look_back(bundle, prepared, result, run, probs_NC=probs_NC)
+        plain = report.as_dict() | looked.keys | book_tables(bundle, prepared, result, report, run)
+        _write_report(bundle, plain, looked.texts, run)
         _write_profile(bundle, probs_NC, prepared)
     drop_checkpoint(checkpoint)
     ranks.wait()
@@ -590,12 +593,8 @@ def _data_hash(prepared: Prepared) -> str:
 # ---- Stage 5, second half: report, card, page
 
 
-def _write_report(
-    bundle: Bundle, report: Mapping[str, Any], probs_NC: np.ndarray, prepared: Prepared, result: Result, run: Run
-) -> None:
+def _write_report(bundle: Bundle, report: Mapping[str, Any], texts: PageTexts, run: Run) -> None:
     from tagsmith.deployment.saving import write_report
-    from tagsmith.evaluation.mistakes import cell_texts, mistakes
-    from tagsmith.evaluation.page.texts import PageTexts
     from tagsmith.model.device import device_of, name_of
 
     facts = {
@@ -607,11 +606,6 @@ def _write_report(
         | _versions()
         | {"device": name_of(device_of(bundle.engine.classifier))},
     }
-    test, truth = prepared.splits.test, result.parts["test"].truth
-    texts = PageTexts(
-        mistakes=mistakes(test, truth, probs_NC, bundle.engine.labels, thresholds=bundle.engine.thresholds),
-        cells=cell_texts(test, truth, probs_NC),
-    )
     write_report(bundle.folder, report, run=facts, texts=texts)
 
 
