@@ -161,7 +161,8 @@ def _audit_section(found: Audit, seen: _Seen, labels: Labels) -> dict[str, Any]:
         "text": _told(found.rows, len(suspects), sample),
         "note": (
             "By confident learning on what probes on frozen states say of rows that they did not see, refitted without "
-            "the rows that disagree. Look at each: a rare text that is labelled rightly looks the same."
+            "the rows that disagree. Begin with the first: the labels of the last may well be right, since a rare or a "
+            "hard text looks the same."
         ),
     }
 
@@ -169,7 +170,7 @@ def _audit_section(found: Audit, seen: _Seen, labels: Labels) -> dict[str, Any]:
 def _told(rows: int, flagged: int, sample: str) -> str:
     if not flagged:
         return f"None of {rows:,} training rows{sample} has a label that the others speak against."
-    return f"{flagged:,} of {rows:,} training rows{sample} ({flagged / rows:.1%}) may be labelled wrongly."
+    return f"Of {rows:,} training rows{sample}, {flagged:,} have a label that the others speak against."
 
 
 def _named(label: Any, labels: Labels) -> str:

@@ -62,7 +62,9 @@ def _audit_sets(given_NC: np.ndarray, out_of_fold: OutOfFold) -> Audit:
     """Each label is a question of yes and no; a row is suspected for its least supported decision."""
     probs_NC = first_NC = out_of_fold(None)
     for _ in range(ROUNDS - 1):
-        probs_NC = out_of_fold(((probs_NC >= _HALF) == given_NC).all(axis=1))
+        agreeing_N = ((probs_NC >= _HALF) == given_NC).all(axis=1)
+        agreeing_N[_best_half(np.where(given_NC, probs_NC, 1 - probs_NC).min(axis=1))] = True
+        probs_NC = out_of_fold(agreeing_N)
     support_NC = np.where(given_NC, probs_NC, 1 - probs_NC)
     suspected_NC = np.zeros_like(given_NC)
     for label in range(given_NC.shape[1]):
@@ -109,6 +111,10 @@ def _agreeing(probs_NC: np.ndarray, given_N: np.ndarray) -> np.ndarray:
     kept_N = probs_NC.argmax(axis=1) == given_N
     for label in np.unique(given_N):
         rows = np.flatnonzero(given_N == label)
-        best = rows[np.argsort(-own_N[rows], kind="stable")]
-        kept_N[best[: int(np.ceil(_FEWEST_KEPT * len(rows)))]] = True
+        kept_N[rows[_best_half(own_N[rows])]] = True
     return kept_N
+
+
+def _best_half(support_N: np.ndarray) -> np.ndarray:
+    """Places of the better supported half, rounded up."""
+    return np.argsort(-support_N, kind="stable")[: int(np.ceil(_FEWEST_KEPT * len(support_N)))]
