@@ -22,10 +22,12 @@ from tagsmith.run import Result, Run
 
 if TYPE_CHECKING:
     from tagsmith.data.encoding import Tokens
+    from tagsmith.data.table import Table
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.deployment.torch_engine import TorchEngine
     from tagsmith.evaluation.audit import Audit
     from tagsmith.evaluation.page.texts import Mishap, PageTexts
+    from tagsmith.evaluation.shift import Counted
     from tagsmith.tuning.cross_fitting import CrossFit
 
 MOST_ROWS = 10_000
@@ -57,9 +59,9 @@ def look_back(
     keys, training = {}, {}
     if run.config.evaluation.audit:
         seen = _Seen.of(bundle, prepared, result, run)
-        found = _explained(_with_nearest(found, seen, bundle, result), bundle, run.listen)
+        found = explained(_with_nearest(found, seen, bundle, result), bundle, run.listen)
         keys, training = _audited(seen, labels, run)
-    keys |= {"mistakes": [_without_text(mistake) for mistake in found]}
+    keys |= {"mistakes": [without_text(mistake) for mistake in found]}
     return Lookback(keys, PageTexts(mistakes=found, cells=cell_texts(test, truth, probs_NC), training=training))
 
 
@@ -197,6 +199,71 @@ def _curve_section(crossed: CrossFit, first_NC: np.ndarray, seen: _Seen, labels:
     return learning_curve(measured, measure=measure, resamples=resamples, seed=seed) | {"note": NOTE}
 
 
+# ---- Rows of another source
+
+
+def look_at_others(
+    bundle: Bundle[Any], table: Table, truth: np.ndarray, probs_NC: np.ndarray, *, listen: Listener, seed: int
+) -> Lookback:
+    """What is told of other labelled rows beside scores: the surest mistakes, and whether they differ from the test's.
+
+    All of `table` was answered; `truth` is `(N,)`, or `(N, C)` bool.
+    """
+    from tagsmith.evaluation.mistakes import cell_texts, mistakes
+    from tagsmith.evaluation.page.texts import PageTexts
+
+    found = mistakes(table, truth, probs_NC, bundle.engine.labels, thresholds=bundle.engine.thresholds)
+    found = explained(found, bundle, listen)
+    keys: dict[str, Any] = {"mistakes": [without_text(mistake) for mistake in found]}
+    if shift := _shift(bundle, table, truth, probs_NC, seed=seed):
+        keys["shift"] = shift
+    return Lookback(keys, PageTexts(mistakes=found, cells=cell_texts(table, truth, probs_NC)))
+
+
+def _shift(
+    bundle: Bundle[Any], table: Table, truth: np.ndarray, probs_NC: np.ndarray, *, seed: int
+) -> dict[str, Any] | None:
+    """One row of each group against the test rows of the training; None where the bundle has no profile of them."""
+    from tagsmith.deployment.drift import Profile
+    from tagsmith.evaluation.shift import Counted, detect_shift
+
+    profile = Profile.read(bundle.folder)
+    if profile is None:
+        return None
+    first = np.sort(np.unique(table.groups, return_index=True)[1])
+    texts, test = table.texts, bundle.report["test"]
+    live = profile.counts_of([texts[i] for i in first], probs_NC[first], labels=bundle.labels)
+    features = [
+        Counted(_FEATURES.get(each.name, each.name), np.array(each.counts), live[each.name], ordered=not each.names)
+        for each in profile.features
+    ]
+    features += _probabilities_apart(bundle, probs_NC[first])
+    if not bundle.multi_label:
+        truths = np.bincount(truth[first], minlength=len(bundle.labels))
+        supports = np.array([each["support"] for each in test["per_label"]])
+        features.append(Counted("label given", supports, truths, ordered=False))
+    return detect_shift(features, seed=seed, independent=test.get("groups", test["n"]) / test["n"])
+
+
+_FEATURES = {"length": "length", "unknown_words": "unknown words", "score": "surety", "label": "label answered"}
+
+
+def _probabilities_apart(bundle: Bundle[Any], probs_NC: np.ndarray) -> list[Counted]:
+    """The probability of each label, where there are few, against those that the report kept of the test rows."""
+    from tagsmith.evaluation.shift import MOST_LABELS, counted_numbers
+
+    table = bundle.report.get("score_table")
+    if not table or len(bundle.labels) > MOST_LABELS:
+        return []
+    tested_NC = np.asarray(table["probabilities"])
+    names = bundle.labels[1:] if len(bundle.labels) == 2 and not bundle.multi_label else bundle.labels
+    return [
+        counted_numbers(f"probability of {name}", tested_NC[:, i], probs_NC[:, i])
+        for i, name in enumerate(bundle.labels)
+        if name in names
+    ]
+
+
 # ---- Mistakes
 
 
@@ -226,7 +293,7 @@ def _unit(vectors_ND: np.ndarray) -> np.ndarray:
     return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-9)
 
 
-def _explained(found: Sequence[Mishap], bundle: Bundle[TorchEngine], listen: Listener) -> list[Mishap]:
+def explained(found: Sequence[Mishap], bundle: Bundle[Any], listen: Listener) -> list[Mishap]:
     """The surest mistakes with the words that mattered for the answer."""
     from tagsmith.model.attribution import explain, pieces_of
 
@@ -242,7 +309,7 @@ def _explained(found: Sequence[Mishap], bundle: Bundle[TorchEngine], listen: Lis
     )
 
 
-def _without_text(mistake: Mishap) -> dict[str, Any]:
+def without_text(mistake: Mishap) -> dict[str, Any]:
     """What report.json says of a mistake: numbers, labels and hashes."""
     return {
         "row": mistake.row,

@@ -349,18 +349,23 @@ def evaluate(
     bundle: BundleFolder,
     source: Source,
     query: Query = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for report.json and report.html.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write the page alone; it quotes texts of rows.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
-    """Measure a bundle on other labelled rows."""
+    """Measure a bundle on other labelled rows, and say whether they differ from those that it was tested on."""
     from tagsmith.console import Console
     from tagsmith.pipeline import evaluate as run
 
     with Console() as console:
-        report = run(bundle, source, query=query, listen=console).as_dict()
+        report = run(bundle, source, query=query, out=out, page=page, force=force, listen=console).as_dict()
     if as_json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
-    else:
-        console.scores(report, file=sys.stdout)
+        return
+    console.scores(report, file=sys.stdout)
+    for written in ([] if out is None else [out / "report.html"]) + ([] if page is None else [page]):
+        print(written)
 
 
 @app.command()

@@ -79,6 +79,8 @@ class Console:
             console.print(_spread(report, shares))
         for note in report.get("notes", ()):
             console.print(escape(f"Note: {note}"))
+        if report.get("shift"):
+            console.print(escape(report["shift"]["text"]))
         console.print(f"\n[bold]{escape(report['verdict']['text'])}[/bold]")
 
     def check(self, found: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ import polars as pl
 
 from tagsmith.answering import fit_answering, require_provable
 from tagsmith.assets import Located, backbone_folder, dataset_file
-from tagsmith.auditing import look_back
+from tagsmith.auditing import look_at_others, look_back
 from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, settings_of
 from tagsmith.data.column_cleaning import clean_table
@@ -127,16 +127,34 @@ def train(
 
 
 def evaluate(
-    bundle: Bundle | str | Path, source: Source, *, query: str | None = None, listen: Listener = silent
+    bundle: Bundle | str | Path,
+    source: Source,
+    *,
+    query: str | None = None,
+    out: str | Path | None = None,
+    page: str | Path | None = None,
+    force: bool = False,
+    listen: Listener = silent,
 ) -> Report:
-    """Measure a bundle on other labelled rows, beside the baselines that were fitted when it was trained.
+    """Measure a bundle on other labelled rows, and say whether they differ from those that it was tested on.
 
-    `query` is what a database is asked, never the one of the training. DataError for labels that training did not see.
+    The baselines are those that were fitted when it was trained. DataError for labels that training did not see.
+
+    Args:
+        bundle: its folder, or a loaded one.
+        source: as in `train`.
+        query: what a database is asked, never the one of the training.
+        out: folder for report.json and its page, and
+        page: file for the page alone; with texts of the rows in it.
+        force: replace what is there.
+        listen: told each event.
     """
     from tagsmith.data.duplicates import group_duplicates
     from tagsmith.deployment.bundle import load
+    from tagsmith.deployment.saving import refuse_evaluation, write_evaluation
     from tagsmith.evaluation.report import build_report
 
+    refuse_evaluation(out, page, force=force)
     loaded = load(bundle) if isinstance(bundle, str | Path) else bundle
     config = Config.of(loaded.settings["config"]).with_settings({"data": {"query": query}})
     command = ["tagsmith", "evaluate", str(loaded.folder), name_of(source), *(["--query", query] if query else [])]
@@ -154,14 +172,15 @@ def evaluate(
         )
     used = grouped.table.take(answered)
     count_look(used, run, what="evaluate")
-    truth = truth_of(table, loaded.engine.labels)
-    return build_report(
+    truth = truth_of(table, loaded.engine.labels)[answered]
+    looked = look_at_others(loaded, used, truth, probs_NC[answered], listen=listen, seed=config.seed)
+    report = build_report(
         data=data_section(
             grouped.table.history, rows=len(table), splits={"test": len(table)}, labels=loaded.engine.labels
         ),
         model=loaded.report.get("model", {}),
         settings=config.model_dump(),
-        truth=truth[answered],
+        truth=truth,
         probs=probs_NC[answered],
         baseline_probs=rival_probabilities(loaded, used.texts),
         thresholds=loaded.thresholds,
@@ -176,6 +195,9 @@ def evaluate(
         resamples=config.evaluation.resamples,
         seed=config.seed,
     )
+    report = replace(report, **looked.keys)
+    write_evaluation(report, looked.texts, environment=_environment(), out=out, page=page)
+    return report
 
 
 def check(
@@ -602,9 +624,7 @@ def _write_report(bundle: Bundle, report: Mapping[str, Any], texts: PageTexts, r
         "timing": {stage: round(seconds, 3) for stage, seconds in run.seconds.items()},
         **run.apart,
         **_forecast_and_truth(bundle.folder, run),
-        "environment": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
-        | _versions()
-        | {"device": name_of(device_of(bundle.engine.classifier))},
+        "environment": _environment() | {"device": name_of(device_of(bundle.engine.classifier))},
     }
     write_report(bundle.folder, report, run=facts, texts=texts)
 
@@ -634,11 +654,14 @@ def _version() -> str:
     return __version__
 
 
-def _versions() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     import torch
     import transformers
 
     return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": str(torch.get_num_threads()),

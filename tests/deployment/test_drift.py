@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from tagsmith.deployment.drift import Monitor, Profile, chance_of, collector, stability_index
+from tagsmith.deployment.drift import Monitor, Profile, collector
 from tagsmith.errors import BundleError
+from tagsmith.evaluation.permutation import chance_of, stability_index
 
 LABELS = ("ham", "spam")
 WORDS = [f"word{i}" for i in range(200)]
@@ -69,7 +70,13 @@ def test_without_drift_the_share_of_alarmed_windows_is_the_one_that_is_stated():
         random = np.random.default_rng(seed)
         shares = random.dirichlet(np.ones(8))
         p_values = [
-            chance_of(random.multinomial(300, shares), random.multinomial(500, shares), random=random) for _ in range(4)
+            chance_of(
+                random.multinomial(300, shares),
+                random.multinomial(500, shares),
+                random=random,
+                statistic=stability_index,
+            )
+            for _ in range(4)
         ]
         alarmed += min(p_values) <= level / 4
     assert 0.04 * rounds < alarmed < (level + 3 * np.sqrt(level * (1 - level) / rounds)) * rounds

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tagsmith.errors import BundleError
+from tagsmith.evaluation.permutation import chance_of, stability_index
 from tagsmith.model.attribution import WRITTEN_WITHOUT_SPACES
 
 PROFILE = "profile.json"
@@ -30,7 +31,6 @@ WINDOW = 500
 ALARM_RATE = 0.01
 NOTABLE = 0.1
 """The PSI from which on a difference is worth an alarm; below it even a certain one hardly matters."""
-_DEALS = 999
 _MOST_BINS = 10
 _ROWS_PER_BIN = 15
 _MOST_LABELS = 20
@@ -120,6 +120,14 @@ class Profile:
         )
         return cls(plain["rows"], frozenset(plain["words"]), features)
 
+    def counts_of(self, texts: Sequence[str], probs_NC: np.ndarray, *, labels: Sequence[str]) -> dict[str, np.ndarray]:
+        """Counts `(K,)` of other texts by the bins of each feature; those without an answer (NaN) are left out."""
+        seen = _observed(texts, probs_NC, labels, self.words)
+        return {
+            feature.name: np.bincount(feature.bins(seen[feature.name]), minlength=len(feature.counts))
+            for feature in self.features
+        }
+
     def write(self, folder: Path) -> None:
         """Keep it in a bundle."""
         features = [asdict(feature) for feature in self.features]
@@ -195,28 +203,12 @@ class Monitor:
             reference = np.array(feature.counts)
             live = np.bincount(bins_N, minlength=len(reference))
             psi = float(stability_index(reference, live))
-            p_value = chance_of(reference, live, random=random)
+            p_value = chance_of(reference, live, random=random, statistic=stability_index)
             alarm = p_value <= level and psi >= NOTABLE
             compared.append(Compared(feature.name, psi, p_value, alarm, tuple(live.tolist())))
         self.latest = tuple(compared)
         self.windows += 1
         self.alarms += any(each.alarm for each in compared)
-
-
-def stability_index(reference: np.ndarray, live: np.ndarray) -> np.ndarray:
-    """The PSI of counts `(..., K)`, half a text added to each bin: 0 for equal shares, above 0.25 for a large shift."""
-    shares = [
-        (counts + 0.5) / (counts.sum(axis=-1, keepdims=True) + 0.5 * counts.shape[-1]) for counts in (reference, live)
-    ]
-    return ((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum(axis=-1)
-
-
-def chance_of(reference: np.ndarray, live: np.ndarray, *, random: np.random.Generator) -> float:
-    """How often a PSI as large comes about where texts of both counts `(K,)` are dealt out by chance."""
-    pooled = reference + live
-    dealt = random.multivariate_hypergeometric(pooled, int(live.sum()), size=_DEALS, method="marginals")
-    found = stability_index(pooled - dealt, dealt)
-    return float((1 + (found >= stability_index(reference, live) - 1e-12).sum()) / (1 + _DEALS))
 
 
 def collector(monitor_of: Callable[[], Monitor | None]) -> Any:

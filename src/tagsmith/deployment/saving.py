@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tagsmith.deployment.engine import Engine
     from tagsmith.evaluation.page.texts import PageTexts
+    from tagsmith.evaluation.report import Report
 
 PROBES = (
     "Your parcel is waiting, confirm the address to receive it today.",
@@ -39,3 +40,35 @@ def write_report(folder: Path, report: Mapping[str, Any], *, run: Mapping[str, A
     (folder / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(draw(report, run, texts), encoding="utf-8")
     (folder / "README.md").write_text(card(report), encoding="utf-8")
+
+
+def refuse_evaluation(out: str | Path | None, page: str | Path | None, *, force: bool) -> None:
+    """SettingError when a file of an evaluation exists and was not given up by `force`."""
+    from tagsmith.errors import SettingError
+
+    files = [] if out is None else [Path(out) / name for name in ("report.json", "report.html")]
+    for file in [*files, *([] if page is None else [Path(page)])]:
+        if file.exists() and not force:
+            raise SettingError(f"'{file}' exists. Expected a new name; choose another, or give --force to replace it.")
+
+
+def write_evaluation(
+    report: Report,
+    texts: PageTexts,
+    *,
+    environment: Mapping[str, Any],
+    out: str | Path | None,
+    page: str | Path | None,
+) -> None:
+    """Write what was measured on other rows: report.json and its page into `out`, the page alone as `page`."""
+    from tagsmith.evaluation.page.drawing import draw
+
+    pages = [] if page is None else [Path(page)]
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        (Path(out) / "report.json").write_text(report.to_json(), encoding="utf-8")
+        pages.append(Path(out) / "report.html")
+    if pages:
+        drawn = draw(report.as_dict(), {"environment": environment}, texts)
+        for path in pages:
+            path.write_text(drawn, encoding="utf-8")

@@ -51,6 +51,10 @@ class Report:
     expected_cost: Plain | None = None
     robustness: list[Plain] = field(default_factory=list)
     score_table: Plain | None = None
+    mistakes: list[Plain] = field(default_factory=list)
+    label_audit: Plain | None = None
+    learning_curve: Plain | None = None
+    shift: Plain | None = None
     candidates: list[Plain] = field(default_factory=list)
     curves: list[Plain] = field(default_factory=list)
     seeds: list[Plain] = field(default_factory=list)

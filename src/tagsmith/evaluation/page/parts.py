@@ -7,7 +7,7 @@ from typing import Any
 
 from tagsmith.evaluation.page.charts import Scale, whisker_cell
 from tagsmith.evaluation.page.wording import KEYS, paragraph, percent_of, section, share, signed
-from tagsmith.markup import Html, number, table_of, word
+from tagsmith.markup import Html, escape, number, table_of, word
 
 Plain = Mapping[str, Any]
 
@@ -73,6 +73,45 @@ def robustness_section(report: Plain) -> Html:
         head.append("drop of TF-IDF")
     table = table_of(head, rows, numbers=range(2, len(head)), pictures=(1,), caption="Accuracy on damaged test rows")
     return section("robustness", "What it does not stand", table)
+
+
+def shift_section(report: Plain) -> Html:
+    """Whether new rows differ from those that the model was tested on, how much, and what would have been missed."""
+    shift = report.get("shift")
+    if not shift:
+        return Html("")
+    scale = Scale(-0.02, max(0.3, *(each["distance"] for each in shift["features"])) * 1.05)
+    rows = [
+        [
+            word(each["name"]),
+            whisker_cell(
+                {"value": each["distance"], "low": None, "high": None},
+                scale,
+                kind="second" if each["detected"] else "first",
+            ),
+            share(each["distance"]),
+            Html(f"<strong>{_p(each['p_holm'])}</strong>") if each["detected"] else _p(each["p_holm"]),
+        ]
+        for each in shift["features"]
+    ]
+    soft = (
+        "The share of rows that lie differently at the point where the two differ most; p is the chance of as much "
+        "without a shift, corrected for the number of features (Holm). Where nothing is detected, the rows may differ "
+        "all the same, by less than these rows can show or in ways that were not looked at."
+    )
+    table = table_of(
+        ["feature", _scale_head(scale), "rows that moved", "p"],
+        rows,
+        numbers=(2, 3),
+        pictures=(1,),
+        caption=f"{number(shift['rows'])} new rows, one of each group, against {number(shift['reference_rows'])}",
+    )
+    return section("shift", "Are these rows like those tested on", _lead(shift) + table + paragraph(soft, soft=True))
+
+
+def _lead(shift: Plain) -> str:
+    kind = "note" if shift["detected"] else "lead"
+    return f'<p class="{kind}">{escape(shift["text"])}</p>'
 
 
 def _points(measure: Plain) -> str:
