@@ -1,7 +1,7 @@
 # demo: from nothing to a classifier.  test, check, docs: what CI runs.  bench: speed and quality, one by one.
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-wheel check bench bench-speed docs clean python
+.PHONY: demo test test-wheel check bench bench-speed bench-serving docs clean python
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV ?= .venv
@@ -33,6 +33,15 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	@set -e; for script in benchmarks/{data,speed,forecast}.py; do \
 	  echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-serving: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/serving.py compare $(BUNDLE)
+	$(BIN)/python benchmarks/serving.py calm $(BUNDLE)
+	$(BIN)/python benchmarks/serving.py overload $(BUNDLE) --minutes 10
+	$(BIN)/python benchmarks/serving.py soak $(BUNDLE) --minutes 30
+	$(BIN)/python benchmarks/serving_lives.py $(BUNDLE) --signals 50 --kills 50 --reloads 100 --flips 1000 --cuts 100 \
+	  --cases 10000 --bodies 100000 --compositions 10000
+	$(BIN)/python benchmarks/serving.py write docs/benchmarks/serving.md
 
 bench-speed: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/speed.py --large --write docs/benchmarks/speed.md

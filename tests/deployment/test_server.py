@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tagsmith.deployment.engine import open_engine
+from tagsmith.deployment.engine_process import check_probes
 from tagsmith.deployment.manifest import staging
+from tagsmith.errors import BundleError
 
 FAST = ("--engine", "tfidf")
 """An engine that starts in a second; what is tested here knows no model."""
@@ -250,17 +253,15 @@ def test_a_new_version_that_is_broken_is_refused_while_the_old_one_answers(start
 
 
 def test_a_bundle_that_answers_its_own_probes_otherwise_is_refused(llama_bundle, tmp_path):
-    wrong = copied(llama_bundle, tmp_path / "wrong", note="wrong")
-    lines = [json.loads(line) for line in (wrong / "probe.jsonl").read_text().splitlines()]
-    lines[0]["logits"] = lines[0]["logits"][::-1]
-    with staging(tmp_path / "bad", force=False) as aside:
-        shutil.copytree(wrong, aside, dirs_exist_ok=True)
-        (aside / "MANIFEST.json").unlink()
-        (aside / "probe.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    command = [sys.executable, "-m", "tagsmith", "serve", str(tmp_path / "bad"), "--port", "0"]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 3
-    assert "answers its own probes otherwise" in ended.stderr
+    engine = open_engine(llama_bundle, "torch-fp32")
+    shutil.copytree(llama_bundle, tmp_path / "copy")
+    probes = tmp_path / "copy" / "probe.jsonl"
+    check_probes(tmp_path / "copy", engine)
+    lines = [json.loads(line) for line in probes.read_text().splitlines()]
+    lines[0]["logits"] = [-logit for logit in lines[0]["logits"]]
+    probes.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with pytest.raises(BundleError, match="answers its own probes otherwise"):
+        check_probes(tmp_path / "copy", engine)
 
 
 def test_a_watched_folder_is_taken_up_when_a_bundle_appears_in_it(start, llama_bundle, tmp_path):

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engine = _open(chosen.folder, chosen.engine, threads=chosen.threads, digest=chosen.digest)
         description = _describe(chosen.folder, engine)
         _warm_up(engine, description["max_tokens"])
-        _check_probes(chosen.folder, engine)
+        check_probes(chosen.folder, engine)
     except TagsmithError as error:
         send(Frame("refused", values={"message": str(error), "kind": type(error).__name__}))
         return
@@ -195,7 +195,7 @@ def _warm_up(engine: Engine, max_tokens: int | None) -> None:
             engine.probabilities_of(engine.logits_of(engine.encode([("word " * words).strip()] * 4)))
 
 
-def _check_probes(folder: Path, engine: Engine) -> None:
+def check_probes(folder: Path, engine: Engine) -> None:
     """Refuse a bundle that does not answer its own probes as it did when it was saved."""
     path = folder / "probe.jsonl"
     is_another = engine.name == "tfidf" and read_settings(folder).get("kind") != "tfidf"

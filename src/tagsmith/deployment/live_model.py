@@ -38,6 +38,9 @@ _log = logging.getLogger("tagsmith.serve")
 _FORGETTING = 0.2
 """Weight of the newest batch in the rate by which waiting times are told."""
 
+_MOST_OF_TIME = 0.5
+"""Share of a request's time that the queue before it may take: who would only wait for a 504 is told 429 at once."""
+
 
 @dataclass(eq=False)
 class _Job:
@@ -135,6 +138,8 @@ class LiveModel:
             raise empty(int(place))
         if not question.truncate and tokens.truncated.any():
             raise too_long(int(np.flatnonzero(tokens.truncated)[0]), self.about)
+        if self._wait_s() > _MOST_OF_TIME * (deadline - time.monotonic()):
+            raise self._queue_full()
         found = await self._compute(tokens, sizes, deadline, spent)
         results = tuple(
             self._result(place, probs_C, logits_C, tokens=int(sizes[place]), truncated=bool(tokens.truncated[place]))
@@ -251,17 +256,22 @@ class LiveModel:
         return result_of(self.about, probs_C, logits_C, tokens=tokens, truncated=truncated, decimals=decimals)
 
     def _queue_full(self) -> Problem:
-        seconds = self._batcher.tokens / self._tokens_per_s if self._tokens_per_s else 1.0
         return Problem(
             429,
             "The queue is full. Try again after the time in Retry-After.",
             reason="queue_full",
-            retry_after_s=max(1, min(60, math.ceil(seconds))),
+            retry_after_s=max(1, min(60, math.ceil(self._wait_s()))),
         )
 
+    def _wait_s(self) -> float:
+        """How long the queue will take, as far as that is known."""
+        return self._batcher.tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+
     def _learn_rate(self, tokens: int, seconds: float) -> None:
+        """Learn how fast the engine is when it is in demand: a small batch says only that it is at least so fast."""
         rate = tokens / max(seconds, 1e-6)
-        self._tokens_per_s += (rate - self._tokens_per_s) * (_FORGETTING if self._tokens_per_s else 1.0)
+        if not self._tokens_per_s or rate > self._tokens_per_s or 4 * tokens >= self.limits.batch_tokens:
+            self._tokens_per_s += (rate - self._tokens_per_s) * (_FORGETTING if self._tokens_per_s else 1.0)
 
     def _engine_changed(self) -> None:
         came_back = self.supervisor.restarts - self._restarts

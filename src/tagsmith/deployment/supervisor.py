@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,9 +255,10 @@ class Supervisor:
     async def _come_back(self) -> None:
         """Start the same version again, with growing pauses, for as long as it takes."""
         pause = 0.1
+        same = replace(self.launch, engine=str(self._description["engine"]))  # `auto` might choose another one
         while True:
             try:
-                self._engine = await EngineProcess.start(self.launch, digest=str(self._description["digest"]))
+                self._engine = await EngineProcess.start(same, digest=str(self._description["digest"]))
             except BundleError as error:
                 self.refused = str(error)
                 _log.error("engine_refused", extra={"reason": str(error)})
