@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 BUNDLE := demo/sms-spam-tagsmith
 
 demo: $(VENV)/.installed
-	$(BIN)/tagsmith train sms-spam --out $(BUNDLE) --force
+	$(BIN)/tagsmith train sms-spam --preset fixed --out $(BUNDLE) --force
 	$(BIN)/tagsmith predict $(BUNDLE) \
 	  "You are a winner you have been specially selected to receive \$$1000 cash or a \$$2000 award." \
 	  "Hey, just wanted to check if we're still on for dinner tonight? Let me know!"

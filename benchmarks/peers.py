@@ -228,5 +228,71 @@ def reference_pass(texts: Sequence[str]) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "tokens": sum(map(len, ids))}
 
 
+def floor(*, seed: int) -> dict[str, Any]:
+    """What the book's recipe cannot cost less than on this machine, in seconds, if nothing but the following took time.
+
+    The frozen pass and the test rows are their matrix products at the rate of one large product, on both cores; a step
+    reads weights, gradients and both moments and writes all but the gradients, and its last block reads and writes the
+    weights that learn twice more, at the rate of one large copy. Equal texts count once.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    del seed  # nothing is drawn; the number names the round
+    folder = folder_of()
+    tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    tokens = {
+        part: sum(len(tokenizer(text)["input_ids"]) for text in {text for text, _ in book_rows(part)})
+        for part in ("train", "validation", "test")
+    }
+    width, heads, shared = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    weights = width * width * (2 + 2 * shared / heads) + 3 * width * config.intermediate_size
+    blocks = config.num_hidden_layers
+    rates = {dtype: _product_rate(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    bandwidth = _copy_rate()
+    frozen = 2 * weights * (blocks - 1) * (tokens["train"] + tokens["validation"]) / rates[torch.bfloat16]
+    test = 2 * weights * (blocks - 1) * tokens["test"] / rates[torch.float32]
+    steps = BOOK_EPOCHS * -(-len(book_rows("train")) // BOOK_BATCH) * (7 + 4) * 4 * weights / bandwidth
+    return {
+        "frozen": frozen,
+        "test": test,
+        "steps": steps,
+        "seconds": frozen + test + steps,
+        "bf16": rates[torch.bfloat16],
+        "fp32": rates[torch.float32],
+        "bytes": bandwidth,
+    }
+
+
+def _product_rate(dtype: Any) -> float:
+    """Operations a second of a product through the library that Tagsmith's frozen blocks use, the best of five."""
+    import torch
+
+    from tagsmith.model.packing import PackedLinear
+
+    size, best = 2048, 0.0
+    layer, rows = PackedLinear(torch.randn(size, size).to(dtype), None), torch.randn(size, size).to(dtype)
+    with torch.inference_mode():
+        for _ in range(6):
+            started = time.perf_counter()
+            for _ in range(10):
+                layer(rows)
+            best = max(best, 10 * 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def _copy_rate() -> float:
+    """Bytes a second that a large copy reads and writes, the best of six."""
+    import torch
+
+    source, best = torch.ones(2**26), 0.0
+    target = torch.empty_like(source)
+    for _ in range(6):
+        started = time.perf_counter()
+        target.copy_(source)
+        best = max(best, 2 * source.nbytes / (time.perf_counter() - started))
+    return best
+
+
 def _mean_gap(times: list[float]) -> float:
     return float(np.diff(times).mean())

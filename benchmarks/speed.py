@@ -70,6 +70,7 @@ def _round(seed: int) -> dict[str, dict[str, Any]]:
         "auto": _cell("book", seed=seed, layers="auto"),
         "seeds": _cell("book", seed=seed, layers="all", seeds=3),
         "reference": _cell("book_reference", seed=seed),
+        "floor": _cell("floor", seed=seed),
     }
     theirs = {
         "bf16": _cell("trainer", bf16=True, seed=seed, steps=40),
@@ -148,6 +149,7 @@ def _book_table(rounds: list[dict[str, dict[str, Any]]], full: Mapping[str, Mapp
         "",
         f"Stages with 30 blocks: {_stages(rounds, 'all')}; with the depth chosen: {_stages(rounds, 'auto')}.",
         "",
+        *_floor_lines(rounds, each),
         "Peers run in full, once: "
         + "; ".join(
             f"{name} {values['seconds']:.0f} s, test accuracy {100 * values['accuracy']:.2f} %"
@@ -157,6 +159,26 @@ def _book_table(rounds: list[dict[str, dict[str, Any]]], full: Mapping[str, Mapp
         "",
     ]
     return lines
+
+
+def _floor_lines(rounds: list[dict[str, dict[str, Any]]], each: Callable[..., str]) -> list[str]:
+    """What no run on this machine can be faster than, and how many times faster than the peers that would be."""
+    told = {name: statistics.median([cells["floor"][name] for cells in rounds]) for name in rounds[0]["floor"]}
+    ratios = {
+        title: each(lambda c, n=name: c[n]["seconds_per_step"] * BOOK_STEPS / c["floor"]["seconds"])
+        for name, title in (("bf16", "Trainer, bf16 autocast"), ("fp32", "Trainer, fp32"), ("loop", "the book's loop"))
+    }
+    seconds = each(lambda c: c["floor"]["seconds"])
+    rates = [f"{told[name] / 1e9:,.0f}" for name in ("bf16", "fp32", "bytes")]
+    return [
+        "The floor: if nothing took time but the products of the frozen pass in bf16, those of the test rows in fp32",
+        "(both at the rate of one large product) and the memory that a step must read and write (at that of a large",
+        f"copy), 30 blocks would take {seconds} s: {told['frozen']:.1f} for the pass ({rates[0]} GFLOP/s),",
+        f"{told['test']:.1f} for the test rows ({rates[1]} GFLOP/s), {told['steps']:.1f} for the steps",
+        f"({rates[2]} GB/s).",
+        "That would be " + ", ".join(f"{ratio} times faster than {title}" for title, ratio in ratios.items()) + ".",
+        "",
+    ]
 
 
 def _further_seed(cells: Mapping[str, Mapping[str, Any]]) -> float:
@@ -367,6 +389,7 @@ CELLS = {
     "book": _book,
     "split": _split,
     "book_reference": _book_reference,
+    "floor": peers.floor,
     "trec": _trec,
     "large": _large,
     "trainer": peers.trainer_on_book,

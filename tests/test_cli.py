@@ -46,7 +46,8 @@ def options(tiny_folder):
         "tuning.precision": "fp32",
         "evaluation.resamples": 200,
     }
-    return [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    assigned = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    return ["--preset", "fixed", *assigned]
 
 
 @pytest.fixture
@@ -474,3 +475,27 @@ def test_a_reader_that_leaves_early_is_no_traceback(llama_bundle):
     )
     assert len(process.stdout.splitlines()) == 1
     assert "Traceback" not in process.stderr
+
+
+def test_train_searches_unless_it_is_told_otherwise(run, here, toy_csv, tiny_folder, capsys):
+    chosen = {"model.backbone": tiny_folder, "model.max_tokens": 48, "tuning.precision": "fp32", "tuning.epochs": 1}
+    words = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    code, _, err = run("train", toy_csv, *words, "--budget", "60s", "--out", "b")
+    assert code == 0
+    assert "Searching within 1 min" in err
+    assert "was chosen" in err
+    number = next(each["number"] for each in report("b")["candidates"] if each["kind"] == "head")
+    code, _, err = run("train", toy_csv, "--plan", "b", "--take", str(number), "--out", "c")
+    assert code == 0
+    assert "Searching" not in err
+    assert report("c")["settings"]["tuning"]["method"] == "head"
+
+
+def report(folder):
+    return json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+
+
+def test_a_candidate_needs_the_plan_it_is_of(run, here, toy_csv):
+    code, _, err = run("train", toy_csv, "--take", "2")
+    assert code == 3
+    assert "--plan BUNDLE" in err

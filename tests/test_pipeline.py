@@ -150,7 +150,7 @@ def test_other_columns_are_named_in_the_settings(toy_rows, quick_config, tmp_pat
 def parsed(command):
     words = shlex.split(command)
     settings = [parse_setting(words[i + 1]) for i, word in enumerate(words) if word == "--set"]
-    return Config.of(merge(settings_of("default"), *settings))
+    return Config.of(merge(settings_of("fixed"), *settings))
 
 
 def test_the_command_in_the_report_repeats_the_settings(llama_bundle, quick_config):

@@ -51,7 +51,16 @@ def train(
     validation: Annotated[str | None, typer.Option(help="Rows of your own to choose by.")] = None,
     test: Annotated[str | None, typer.Option(help="Rows of your own to measure on.")] = None,
     query: Query = None,
-    preset: Annotated[str, typer.Option(help="Named settings to start from: default or book.")] = "default",
+    preset: Annotated[str, typer.Option(help="Named settings to start from: auto, fixed or book.")] = "auto",
+    budget: Annotated[
+        str | None, typer.Option(help="Time for the search and the tuning, as 90s, 10m or 1h: short for tuning.budget.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Train as that bundle was trained, without a search.")
+    ] = None,
+    take: Annotated[
+        int | None, typer.Option(min=1, help="With --plan: another of that bundle's candidates, by its number.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings; `tagsmith init` writes one.")] = None,
     settings: Setting = None,
     backbone: Annotated[str | None, typer.Option(help="Short for --set model.backbone=NAME.")] = None,
@@ -80,7 +89,8 @@ def train(
     from tagsmith.tuning.parallel import launched
 
     data = {"query": query, "earlier": earlier, "corrections": None if corrections is None else str(corrections)}
-    chosen = _config(preset, config, settings, backbone=backbone, seed=seed, data=data)
+    planned = _planned(plan, take)
+    chosen = _config(preset, config, settings, backbone=backbone, seed=seed, data=data, budget=budget, planned=planned)
     folder = out or default_out(source, resume=resume)
     speaks = launched().is_first  # of several processes one does
     with (
@@ -130,7 +140,7 @@ def check(
     from tagsmith.console import Console
     from tagsmith.pipeline import check as run
 
-    chosen = _config("default", None, settings, backbone=backbone, data={"query": query})
+    chosen = _config("fixed", None, settings, backbone=backbone, data={"query": query})
     if page is not None:
         _refuse_existing(page, force=force)
     with Console() as console:
@@ -520,20 +530,35 @@ def _config(
     backbone: str | None = None,
     seed: int | None = None,
     data: Mapping[str, str | None],
+    budget: str | None = None,
+    planned: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Settings laid over one another; those of `data` that are None were not given."""
+    """Settings laid over one another; those of `data` that are None were not given. `planned` replaces a preset."""
     from tagsmith.config import Config, load_settings, merge, parse_setting, settings_of
 
-    layers: list[Mapping[str, Any]] = [settings_of(preset)]
+    layers: list[Mapping[str, Any]] = [settings_of(preset) if planned is None else planned]
     if file is not None:
         layers.append(load_settings(file))
     layers += [parse_setting(assignment) for assignment in settings or []]
     if backbone is not None:
         layers.append({"model": {"backbone": backbone}})
     layers.append({"data": {name: value for name, value in data.items() if value is not None}})
+    if budget is not None:
+        layers.append({"tuning": {"budget": budget}})
     if seed is not None:
         layers.append({"seed": seed})
     return Config.of(merge(*layers))
+
+
+def _planned(plan: Path | None, take: int | None) -> dict[str, Any] | None:
+    """The settings of an earlier bundle's training, or of another of its candidates; None without `--plan`."""
+    from tagsmith.deployment.planned import planned_settings
+
+    if plan is not None:
+        return planned_settings(plan, take=take)
+    if take is not None:
+        raise SettingError("--take names a candidate of an earlier search. Give the bundle that has it: --plan BUNDLE.")
+    return None
 
 
 @contextmanager

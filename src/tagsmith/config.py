@@ -107,7 +107,8 @@ class ModelConfig(Section):
     """Stage 2: the LLM and what replaces its language-model head."""
 
     backbone: str = "smollm2-135m-instruct-q4"
-    """A name from `tagsmith assets`, a Hugging Face id, or a local folder; `A or B` takes the first that can be had."""
+    """A name from `tagsmith assets`, a Hugging Face id, or a local folder; `A or B` takes the first that can be had.
+    With `tuning.method = "auto"` several may compete: `A,B`, or `any` for those that are to be had everywhere."""
     layers: int | Literal["recommended", "all", "auto"] = "recommended"
     """How many blocks of the backbone are kept, from the bottom; `recommended` is the named backbone's tried depth,
     `auto` finds one by probes and short tunings on the validation rows."""
@@ -128,8 +129,14 @@ class ModelConfig(Section):
 class TuningConfig(Section):
     """Stage 3: which weights learn, and how."""
 
-    method: Literal["head", "last_layers", "lora", "full"] = "last_layers"
-    """`head` alone, the `last_layers` with final norm and head, `lora` adapters in all blocks, or the `full` LLM."""
+    method: Literal["auto", "head", "last_layers", "lora", "full"] = "last_layers"
+    """`head` alone, the `last_layers` with final norm and head, `lora` adapters in all blocks, or the `full` LLM;
+    `auto` tries several on several backbones within the budget, and trains the best on all rows."""
+    budget: str | None = Field(None, pattern=r"^\d+(\.\d+)?\s*(s|m|h)?$")
+    """What `auto` may take from reading to the chosen weights: 90s, 10m, 1h; None is three passes of the largest
+    backbone over all texts, at least a minute and at most half an hour."""
+    most_rows: int | None = Field(None, ge=2)
+    """Training rows that the LLM learns from, a sample of each label's; None is all. TF-IDF learns from all of them."""
     blocks: int = Field(2, ge=1)
     """How many of the last blocks learn with `last_layers`."""
     lora_rank: int = Field(16, ge=1)
@@ -175,6 +182,8 @@ class TuningConfig(Section):
     """Evaluations without a better validation score after which tuning stops."""
     evaluations_per_epoch: int = Field(2, ge=1)
     """How often the validation rows are scored within an epoch."""
+    choose_calibrated: bool = False
+    """Choose the best step by its validation log loss after one temperature, as answers are calibrated in the end."""
     average: Literal["none", "ema", "best"] = "none"
     """What competes with the best step on the validation rows: nothing, a moving average of the weights over all steps
     (`ema`), or the mean of the weights at the `best` evaluations."""
@@ -197,6 +206,14 @@ class TuningConfig(Section):
     """Where tuning and its scores are computed: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is CUDA where it is there."""
     compile: bool = False
     """Compile the blocks that learn (torch.compile): minutes at the start, faster steps on a GPU afterwards."""
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """`budget` in seconds."""
+        if self.budget is None:
+            return None
+        number, unit = self.budget.strip().rstrip("smh").strip(), self.budget.strip()[-1]
+        return float(number) * {"m": 60.0, "h": 3600.0}.get(unit, 1.0)
 
 
 class EvaluationConfig(Section):
@@ -304,7 +321,8 @@ class Config(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "auto": {"tuning": {"method": "auto"}},
+    "fixed": {},
     "book": {
         "data": {"quoting": "standard", "split": "book"},
         "model": {
@@ -328,7 +346,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Named starting points. `book` is chapter 6 of "Build a Large Language Model (From Scratch)" (Raschka 2024)."""
+"""Named starting points. `auto` searches within a budget, `fixed` is one plan that does well on most tables, `book` is
+chapter 6 of "Build a Large Language Model (From Scratch)" (Raschka 2024)."""
 
 
 def settings_of(preset: str) -> dict[str, Any]:
@@ -364,7 +383,7 @@ def parse_setting(assignment: str) -> dict[str, Any]:
 
 
 _NULLABLE = {
-    *("tuning.head_learning_rate", "data.text", "data.label", "data.group"),
+    *("tuning.head_learning_rate", "tuning.budget", "tuning.most_rows", "data.text", "data.label", "data.group"),
     *("data.split_column", "data.time", "data.earlier", "data.corrections"),
     *("evaluation.prior", "evaluation.unlabelled", "evaluation.max_error"),
     *("evaluation.coverage", "evaluation.threshold_goal"),

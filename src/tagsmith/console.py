@@ -155,6 +155,14 @@ class Console:
         name = f"Seed {values['seed']}" if "seed" in values else "Tuning"
         self._bar(name, event, detail=f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.0%}")
 
+    def _on_tuning_search(self, event: Event) -> None:
+        self.say(f"{event.values['text']}")
+
+    def _on_tuning_candidate(self, event: Event) -> None:
+        values = event.values
+        told = f"log loss {values['loss']:.4f}, accuracy {values['accuracy']:.1%}" if values["is_judged"] else "dropped"
+        self.say(f"  {values['name']}: {told}")
+
     def _on_tuning_padding(self, event: Event) -> None:
         self.say(f"Padding computed: {event.values['share']:.1%}.")
 

@@ -38,7 +38,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         self,
         *,
         backbone: str | None = None,
-        preset: str = "default",
+        preset: str = "fixed",
         settings: Mapping[str, Any] | None = None,
         seed: int = 123,
         out: str | Path | None = None,

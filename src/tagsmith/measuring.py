@@ -81,6 +81,7 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         asked=asked_of(table, bundle, run),
         leaked=prepared.leaked,
         discordance=_discordance(bundle, prepared, result, run),
+        candidates=() if run.searched is None else run.searched.candidates,
         curves=result.tuned.curves,
         seeds=seeds,
         forecast=None if run.forecast is None else run.forecast.plan.as_dict(),
@@ -337,4 +338,6 @@ def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
         **({} if result.tuned.average is None else {"average": result.tuned.average}),
         "hugging_face": bundle.settings["hugging_face"],
         **({} if run.depth is None else {"depth": run.depth.as_dict()}),
+        **({} if run.searched is None or run.searched.depth is None else {"depth": run.searched.depth}),
+        **({} if run.searched is None or run.searched.depth is None else {"depth": run.searched.depth}),
     }

@@ -16,8 +16,8 @@ Source = str | Path | Table
 
 
 def reproduce(source: Source, *, validation: Source | None = None, test: Source | None = None, config: Config) -> str:
-    """The command that repeats a run: every setting that is not the default, spelt out."""
-    words = ["tagsmith", "train", name_of(source)]
+    """The command that repeats a run: every setting that is not the plan's own, spelt out."""
+    words = ["tagsmith", "train", name_of(source), "--preset", "fixed"]
     for option, value in (("--validation", validation), ("--test", test)):
         words += [option, name_of(value)] if value is not None else []
     chosen = config.model_dump()

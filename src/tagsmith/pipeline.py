@@ -11,6 +11,7 @@ import json
 import platform
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ from tagsmith.measuring import asked_of, book_tables, count_look, data_section, 
 from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.rivals import rival_probabilities
 from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
+from tagsmith.searching import limited, require_search, searched
 from tagsmith.tuning.parallel import join
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def train(
     test: Source | None = None,
     out: str | Path | None = None,
     config: Config | None = None,
-    preset: str = "default",
+    preset: str = "auto",
     force: bool = False,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -80,7 +82,9 @@ def train(
     """
     from tagsmith.deployment.manifest import refuse_existing, staging
 
+    started = time.perf_counter()
     config = config or Config.of(settings_of(preset))
+    require_search(config)
     folder = Path(out) if out is not None else default_out(source, resume=resume)
     refuse_existing(folder, force=force)
     ranks = join(config.tuning.device)
@@ -95,6 +99,12 @@ def train(
         require_provable(prepared, config)
     with run.timed("imports"):
         _import_all()
+    kept = folder.parent / f"{folder.name}.plan.json"
+    if config.tuning.method == "auto":
+        is_known = resume or not ranks.is_first  # of several processes one searches, and the others read what it found
+        with run.timed("search"), ranks.first_alone():
+            searched(prepared, run, build=_build, encode=_encode, started=started, kept=kept, resume=is_known)
+        run.command = reproduce(source, validation=validation, test=test, config=run.config)
     with run.timed("model"):
         with ranks.first_alone():
             classifier = _build(prepared, run)
@@ -121,6 +131,7 @@ def train(
         _write_report(bundle, plain, looked.texts, run)
         _write_profile(bundle, probs_NC, prepared)
     drop_checkpoint(checkpoint)
+    kept.unlink(missing_ok=True)
     ranks.wait()
     listen(Event("deployment", "done", values={"folder": str(folder)}))
     return replace(bundle, folder=folder, report=plain)
@@ -463,6 +474,7 @@ def _tune(
     parts = _encode(classifier, prepared)
     _count_tokens(classifier, prepared, run)
     _choose_depth(classifier, parts, run)
+    parts["train"] = _limited(parts["train"], run)
     _forecast(classifier, parts, prepared, run, output=checkpoint.parent)
     learning = list(trainable(classifier, run.config.tuning))
     untuned = copies(learning)
@@ -473,7 +485,11 @@ def _tune(
             {name: part for name, part in parts.items() if name != "test" and len(part.truth)},
             run.config,
             untuned=untuned,
-            metric=selection_metric(run.config.evaluation.metric, multi_label=classifier.labels.multi_label),
+            metric=selection_metric(
+                run.config.evaluation.metric,
+                multi_label=classifier.labels.multi_label,
+                calibrated=run.config.tuning.choose_calibrated,
+            ),
             class_weights=weights_C,
             checkpoint=checkpoint,
             resume=resume,
@@ -490,6 +506,17 @@ def _tune(
         with swapped(classifier, other.weights):
             result.further.append(FurtherSeed(other, fit_answering(classifier, prepared, result, run, certify=False)))
     return result
+
+
+def _limited(part: Part, run: Run) -> Part:
+    """The training rows that the LLM learns from: all, or as many as `tuning.most_rows` allows."""
+    most = run.config.tuning.most_rows
+    if most is None or most >= len(part.truth):
+        return part
+    run.note(
+        f"The LLM learns from {most} of {len(part.truth)} training rows (tuning.most_rows); TF-IDF from all of them."
+    )
+    return limited(part, most, seed=run.config.seed)
 
 
 def _count_padding(classifier: Classifier, parts: Mapping[str, Part], tuned: Tuned, run: Run) -> None:
@@ -624,6 +651,7 @@ def _write_report(bundle: Bundle, report: Mapping[str, Any], texts: PageTexts, r
         "timing": {stage: round(seconds, 3) for stage, seconds in run.seconds.items()},
         **run.apart,
         **_forecast_and_truth(bundle.folder, run),
+        **({} if run.searched is None else {"budget": run.searched.budget, "candidates": run.searched.times}),
         "environment": _environment() | {"device": name_of(device_of(bundle.engine.classifier))},
     }
     write_report(bundle.folder, report, run=facts, texts=texts)

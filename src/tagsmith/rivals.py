@@ -14,7 +14,7 @@ import numpy as np
 
 from tagsmith.data.preparing import Prepared
 from tagsmith.events import Event, listened, silent
-from tagsmith.run import HELD_OUT, Result, Run
+from tagsmith.run import HELD_OUT, Result, Run, truth_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,8 @@ _HALF = 0.5
 def _fit_lexical(bundle: Bundle[TorchEngine], prepared: Prepared, result: Result, run: Run) -> Lexical:
     from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
 
-    table, truth, labels = prepared.splits.train, result.parts["train"].truth, bundle.engine.labels
+    table, labels = prepared.splits.train, bundle.engine.labels
+    truth = truth_of(table, labels)  # of all rows: the LLM may have learned from fewer
     weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
     if labels.multi_label:
         return fit_lexical_sets(table.texts, truth, table.groups, seed=run.config.seed, weights_C=weights_C)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +31,33 @@ if TYPE_CHECKING:
     from tagsmith.tuning.seeds import SeedRun
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What a search decided: the settings to train with, and all that the report says of it, as plain data.
+
+    `times` are those of the candidates, forecast on this machine; `budget` is in seconds.
+    """
+
+    settings: dict[str, Any]
+    candidates: list[dict[str, Any]]
+    times: list[dict[str, Any]]
+    notes: list[str]
+    sample: dict[str, int]
+    depth: dict[str, Any] | None
+    budget: float
+
+    def write(self, path: Path) -> None:
+        """Keep it for a run that goes on."""
+        aside = path.with_name(f".{path.name}.part")
+        aside.write_text(json.dumps(vars(self), ensure_ascii=False, indent=1), encoding="utf-8")
+        aside.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Searched:
+        """What `write` kept."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
 @dataclass
 class Run:
     """What one run knows about itself: settings, listener, seconds per stage, and remarks for the report.
@@ -48,6 +77,7 @@ class Run:
     apart: dict[str, Any] = field(default_factory=dict)
     weights: Located | None = None
     depth: DepthChoice | None = None
+    searched: Searched | None = None
     forecast: Forecast | None = None
 
     @contextmanager

@@ -54,6 +54,17 @@ class Tokens:
         """Tokens of each text `(N,)`, over all of its pieces."""
         return np.bincount(self.rows, weights=self.lengths, minlength=len(self)).astype(np.int64)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """All texts of several, one after the other."""
+        counts = np.cumsum([0, *(len(part) for part in parts)])
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))]).astype(np.int64),
+            np.concatenate([part.rows + before for part, before in zip(parts, counts, strict=False)]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
     def of_texts(self, rows: np.ndarray) -> Tokens:
         """The tokens of some texts, in this order."""
         pieces, owners = self.pieces(rows)

@@ -6,19 +6,26 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tagsmith.evaluation.calibration import fit_set_temperature, fit_temperature
 from tagsmith.evaluation.label_sets import Average, f1_of, label_sums, row_set_losses
 from tagsmith.evaluation.thresholds import EVEN, fit_thresholds
+from tagsmith.model.lexical import softmax
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 """From truth `(N,)`, or `(N, C)` bool where rows have label sets, and probabilities `(N, C)` to a score."""
 
 
-def selection_metric(name: str, *, multi_label: bool = False) -> Score:
+def selection_metric(name: str, *, multi_label: bool = False, calibrated: bool = False) -> Score:
     """The score named `log_loss` (its negative), `accuracy`, `macro_f1` or `micro_f1`.
+
+    `calibrated` takes the log loss at the temperature that the rows themselves ask for: one number, so that steps that
+    are right and too sure do not lose for it where a temperature is fitted afterwards.
 
     With `multi_label` accuracy is the share of rows whose set is exactly right at thresholds of 0.5, and F1 is that of
     thresholds fitted on the same rows, as a bundle will have them. Of single labels micro F1 is the accuracy.
     """
+    if calibrated and name == "log_loss":
+        return _calibrated_set_likelihood if multi_label else _calibrated_likelihood
     if multi_label:
         return {"log_loss": _set_likelihood, "accuracy": _set_accuracy, "macro_f1": _macro, "micro_f1": _micro}[name]
     return {"log_loss": _log_likelihood, "accuracy": _accuracy, "macro_f1": _macro_f1, "micro_f1": _accuracy}[name]
@@ -26,6 +33,17 @@ def selection_metric(name: str, *, multi_label: bool = False) -> Score:
 
 def _log_likelihood(truth: np.ndarray, probs: np.ndarray) -> float:
     return float(np.log(np.clip(probs[np.arange(len(truth)), truth], 1e-12, 1)).mean())
+
+
+def _calibrated_likelihood(truth: np.ndarray, probs: np.ndarray) -> float:
+    logits_NC = np.log(np.clip(probs, 1e-12, 1))
+    return _log_likelihood(truth, softmax(logits_NC / fit_temperature(logits_NC, truth)))
+
+
+def _calibrated_set_likelihood(truth: np.ndarray, probs: np.ndarray) -> float:
+    kept = np.clip(probs, 1e-12, 1 - 1e-12)
+    logits_NC = np.log(kept) - np.log1p(-kept)
+    return _set_likelihood(truth, 1 / (1 + np.exp(-logits_NC / fit_set_temperature(logits_NC, truth))))
 
 
 def _accuracy(truth: np.ndarray, probs: np.ndarray) -> float:

@@ -265,17 +265,17 @@ def _is_cached(classifier: Classifier, tokens: Tokens, plan: Plan) -> bool:
 
 def _measured(classifier: Classifier, parts: Mapping[str, Part], plan: Plan) -> tuple[Speed, float]:
     """Seconds, and the bytes that a token's activations take in a block that learns."""
-    scored, packing = _pass_seconds(classifier, parts["train"].tokens, dtype=torch.float32)
+    scored, packing = pass_seconds(classifier, parts["train"].tokens, dtype=torch.float32)
     frozen = scored
     if plan.start and plan.dtype is not torch.float32:
-        frozen, _ = _pass_seconds(classifier, parts["train"].tokens, dtype=plan.dtype)
+        frozen, _ = pass_seconds(classifier, parts["train"].tokens, dtype=plan.dtype)
     step, per_token = (
-        (0.0, 0.0) if plan.is_probe else _step_seconds(classifier, parts["train"], plan, token=frozen.block)
+        (0.0, 0.0) if plan.is_probe else step_seconds(classifier, parts["train"], plan, token=frozen.block)
     )
     return Speed(frozen, scored, packing, step, _probe_seconds(plan, labels=len(classifier.labels))), per_token
 
 
-def _pass_seconds(classifier: Classifier, tokens: Tokens, *, dtype: torch.dtype) -> tuple[Pace, float]:
+def pass_seconds(classifier: Classifier, tokens: Tokens, *, dtype: torch.dtype) -> tuple[Pace, float]:
     """The pace of a pass, over texts of all lengths, and the seconds that packing a block takes.
 
     The same texts pass twice: the first time is what a batch costs, the second what its blocks do.
@@ -313,7 +313,7 @@ def spread(count: int, *, at_once: int) -> Iterator[list[int]]:
         yield [int((i + shift) / at_once * count) for i in range(at_once)]
 
 
-def _step_seconds(classifier: Classifier, part: Part, plan: Plan, *, token: float) -> tuple[float, float]:
+def step_seconds(classifier: Classifier, part: Part, plan: Plan, *, token: float) -> tuple[float, float]:
     """Seconds of a step, and the bytes that a token's activations take in a block that learns.
 
     The loop itself makes steps of the run, from short to long, on a copy of the weights that learn. `token` are the

@@ -187,9 +187,8 @@ class Loop:
         """From the start, or where a checkpoint left off, to the weights that remain."""
         if not self.step and (self._is_probe or self.config.tuning.start == "probe"):
             yield self._fit_probe()
-        if self._is_probe:
-            yield self._evaluate(epoch=0)
-        else:
+            yield self._evaluate(epoch=0)  # what tuning has to beat: without a better step the probe remains
+        if not self._is_probe:
             self.classifier.train()  # its trunk came in another mode: dropout must not wait for the first evaluation
             yield from self._epochs()
         self.best.put(self.best.best.weights)
@@ -248,10 +247,9 @@ class Loop:
         weights_C, seed = self.class_weights_C, self.config.seed
         probe = fit_head(self.classifier.head, pooled_ND, part, seed=seed, steps=steps, class_weights_C=weights_C)
         self.best.begin()
-        if self._is_probe:  # no steps follow: this is the loss of training
-            probs = self.classifier.calibration.probabilities(probe.logits(pooled_ND).numpy())
-            right = round(held_out_accuracy(part.truth, probs) * len(part.truth))
-            self._recent.append((held_out_loss(part.truth, probs), right, len(part.truth)))
+        probs = self.classifier.calibration.probabilities(probe.logits(pooled_ND).numpy())
+        right = round(held_out_accuracy(part.truth, probs) * len(part.truth))
+        self._recent.append((held_out_loss(part.truth, probs), right, len(part.truth)))
         return Event("tuning", "probe", values={"strength": probe.strength, "rows": len(part.truth)})
 
     def _keep_activations(self) -> Generator[Event, None, None]:

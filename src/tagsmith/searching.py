@@ -1,0 +1,177 @@
+"""`auto` on a run: which backbones may compete, and what the search decided, before the one classifier is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tagsmith.config import Config
+from tagsmith.data.preparing import Prepared
+from tagsmith.errors import AssetError, SettingError
+from tagsmith.events import Event
+from tagsmith.run import Run, Searched
+
+if TYPE_CHECKING:
+    from tagsmith.data.token_lengths import TokenLengths
+    from tagsmith.model.classifier import Classifier
+    from tagsmith.tuning.learner import Part
+    from tagsmith.tuning.recipes import Entrant
+
+Build = Callable[[Prepared, Run], "Classifier"]
+Encode = Callable[["Classifier", Prepared], Mapping[str, "Part"]]
+
+ANY = "smollm2-135m-instruct-q4,minilm-l6"
+"""The backbones that compete where `any` is asked for: small, and to be had without a hub."""
+
+MOST_CUT = 0.05
+"""Where more of the texts are longer than a backbone reads, half of each end is read instead of the start."""
+
+
+def searched(
+    prepared: Prepared, run: Run, *, build: Build, encode: Encode, started: float, kept: Path, resume: bool
+) -> Searched:
+    """What a search decides, or decided before the run was stopped; the run's settings and notes are what it says.
+
+    Args:
+        build, encode: the pipeline's own steps, for each backbone in turn.
+        started: when reading began (`time.perf_counter`); the budget counts from there.
+        kept: where it is kept, for `resume`.
+    """
+    if resume and kept.exists():
+        found = Searched.read(kept)
+    else:
+        found = _search(prepared, run, build=build, encode=encode, started=started)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        found.write(kept)
+    for text in found.notes:
+        run.note(text)
+    run.facts["search"] = {"sample": found.sample}
+    run.searched, run.config = found, Config.of(found.settings)
+    return found
+
+
+def _search(prepared: Prepared, run: Run, *, build: Build, encode: Encode, started: float) -> Searched:
+    from tagsmith.tuning.search import Clock, budget_of, search
+
+    entrants = _entrants(prepared, run, build=build, encode=encode)
+    clock = Clock(budget_of(run.config, entrants), started)
+    texts = {name: table.texts for name, table in prepared.splits.items() if name != "test"}
+    found = search(entrants, texts, run.config, clock=clock, listen=run.listen)
+    return Searched(
+        settings=found.recipe.applied(run.config).model_dump(mode="json"),
+        candidates=found.as_dicts(),
+        times=found.times(),
+        notes=list(found.texts),
+        sample=dict(found.sample),
+        depth=None if found.depth is None else found.depth.as_dict(),
+        budget=found.budget,
+    )
+
+
+def require_search(config: Config) -> None:
+    """SettingError where settings only make sense with a search and there is none: several backbones, or a budget."""
+    if config.tuning.method == "auto":
+        return
+    if config.tuning.budget is not None:
+        raise SettingError(
+            f"tuning.budget is '{config.tuning.budget}', but tuning.method is '{config.tuning.method}', which does not "
+            "search. Leave the budget out, or take tuning.method = 'auto'."
+        )
+    if "," in config.model.backbone or config.model.backbone == "any":
+        raise SettingError(
+            f"model.backbone is '{config.model.backbone}', and tuning.method is '{config.tuning.method}', which tunes "
+            "one backbone. Name one, or take tuning.method = 'auto', which lets several compete."
+        )
+
+
+def _entrants(prepared: Prepared, run: Run, *, build: Build, encode: Encode) -> list[Entrant]:
+    found, absent = [], []
+    for name in _names(run.config):
+        try:
+            entrant = _entrant(name, prepared, run, build=build, encode=encode)
+        except AssetError as error:
+            absent.append(error)
+            run.note(f"The backbone '{name}' does not compete: {error}")
+            continue
+        if entrant is not None:
+            found.append(entrant)
+    if not found and absent:
+        raise absent[0]
+    if not found:
+        raise SettingError(
+            f"None of the backbones '{run.config.model.backbone}' can read these texts. Expected one whose tokenizer "
+            "knows the language; name another with --backbone (`tagsmith assets` lists some)."
+        )
+    return found
+
+
+def _names(config: Config) -> list[str]:
+    is_given = "backbone" in config.model.model_fields_set and config.model.backbone != "any"
+    asked = config.model.backbone if is_given else ANY
+    return list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
+
+
+def _entrant(name: str, prepared: Prepared, run: Run, *, build: Build, encode: Encode) -> Entrant | None:
+    """A backbone with all its blocks, ready to compete; None where its tokenizer does not know the language."""
+    from tagsmith.data.token_lengths import MOST_UNKNOWN
+    from tagsmith.tuning.recipes import gives_depth
+    from tagsmith.tuning.search import enter
+
+    layers = run.config.model.layers if gives_depth(run.config) else "all"
+    model: dict[str, Any] = {"backbone": name, "layers": layers}
+    own = replace(run, config=run.config.with_settings({"model": model}), listen=_unheard(run))
+    classifier = build(prepared, own)
+    found = _token_lengths(classifier, prepared)
+    if found.unknown > MOST_UNKNOWN:
+        run.note(
+            f"The backbone '{name}' does not compete: its tokenizer does not know {found.unknown:.0%} of the "
+            f"texts (at most {MOST_UNKNOWN:.0%} is accepted)."
+        )
+        return None
+    settings: dict[str, Any] = {}
+    if found.cut > MOST_CUT and "long_texts" not in run.config.model.model_fields_set:
+        classifier.encoder = classifier.encoder.reading("head_tail")
+        settings = {"model": {"long_texts": "head_tail"}}
+    parts = {part: rows for part, rows in encode(classifier, prepared).items() if part != "test" and len(rows.truth)}
+    return replace(enter(name, classifier, parts, own.config), settings=settings)
+
+
+def _unheard(run: Run) -> Callable[[Event], None]:
+    """All but what a single backbone would say of itself: several compete."""
+
+    def listen(event: Event) -> None:
+        if event.name != "built":
+            run.listen(event)
+
+    return listen
+
+
+def _token_lengths(classifier: Classifier, prepared: Prepared) -> TokenLengths:
+    import polars as pl
+    from tokenizers import Tokenizer
+
+    from tagsmith.data.token_lengths import measure_tokens
+
+    encoder = classifier.encoder
+    texts = pl.concat([part.frame["text"] for name, part in prepared.splits.items() if name != "test"])
+    return measure_tokens(Tokenizer.from_str(encoder.tokenizer.to_str()), texts, max_tokens=encoder.max_tokens)
+
+
+def limited(part: Part, most: int, *, seed: int) -> Part:
+    """At most so many rows of a part, of each label its share; where a row may have several, any rows."""
+    from tagsmith.tuning.learner import Part
+
+    count = len(part.truth)
+    if most >= count:
+        return part
+    random = np.random.default_rng([seed, 7])
+    drawn = random.permutation(count)
+    if part.truth.ndim == 1:  # every k-th of the rows sorted by label
+        drawn = drawn[np.argsort(part.truth[drawn], kind="stable")]
+        drawn = drawn[np.linspace(0, count - 1, most).round().astype(int)]
+    rows = np.sort(drawn[:most])
+    return Part(part.tokens.of_texts(rows), part.truth[rows], None if part.groups is None else part.groups[rows])

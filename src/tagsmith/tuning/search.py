@@ -1,0 +1,392 @@
+"""`auto`: which backbone, depth, pooling and method, within a time budget.
+
+One pass over a sample gives probes of several depths; they name the recipes worth a short tuning; all candidates,
+TF-IDF among them, are judged on the same rows; the cheapest of those that are no worse than the best is trained on all
+rows as any other run is. What will be tried is settled before the first trial, in rows and epochs, by measured speeds:
+the clock only drops whole candidates afterwards, and says so (STATISTICS.md 17 to 19).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from tagsmith.config import Config
+from tagsmith.events import Event, Listener, listened, silent
+from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
+from tagsmith.model.classifier import Classifier
+from tagsmith.model.device import arithmetic, device_of
+from tagsmith.tuning.depth import DepthChoice, Probed, Tried, cut_copy, shortlist
+from tagsmith.tuning.forecast import lasting, pass_seconds, step_seconds
+from tagsmith.tuning.learner import Part
+from tagsmith.tuning.methods import first_tuned_block
+from tagsmith.tuning.plan import plan_of
+from tagsmith.tuning.recipes import Entrant, Recipe, batch_size, gives_depth, pinned, recipes_of
+from tagsmith.tuning.trials import Judged, Sample, draw_sample, try_lexical, try_probe, try_recipe
+
+SAMPLE_ROWS, SAMPLE_TOKENS = (200, 1500), 120_000
+"""Rows that candidates learn from, and tokens of all rows that are looked at: their states at all depths are kept."""
+
+SHARES = {"probes": 0.15, "trials": 0.45, "winner": 0.5}
+"""Of the budget: what the passes over the sample may take, what may be over when the last trial ends, and what is kept
+for training the winner on all rows."""
+
+PASSES, LONGEST, SHORTEST = 3, 1800.0, 60.0
+"""The budget where none is given: so many passes of all texts through all blocks, within these seconds."""
+
+MOST_DEPTHS, EPOCHS, BLOCKS_TIMED = 6, 2, 6
+
+WHOLE = 0.8
+"""A sample with this share of the training rows speaks for all of them."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One that was judged, or was to be: `recipe` is None for TF-IDF, `verdict` for what the clock dropped."""
+
+    name: str
+    kind: str
+    recipe: Recipe | None
+    verdict: Judged | None
+    seconds: float
+    weights: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data without times, which differ from run to run."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "backbone": None if self.recipe is None else self.recipe.backbone,
+            "settings": None if self.recipe is None else self.recipe.settings,
+            "validation": None if self.verdict is None else self.verdict.as_dict(),
+            "weights": self.weights,
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search decided: the recipe to train on all rows, and all that was judged.
+
+    `texts` says in words why; `depth` is the course of the probes of the backbone that won.
+    """
+
+    recipe: Recipe
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    depth: DepthChoice | None
+    budget: float
+    sample: Mapping[str, int]
+    texts: tuple[str, ...] = ()
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The candidates for report.json, the best first and numbered, those that were not judged last."""
+        order = sorted(range(len(self.candidates)), key=lambda i: _loss_of(self.candidates[i]))
+        return [
+            {"number": number, "chosen": i == self.chosen} | self.candidates[i].as_dict()
+            for number, i in enumerate(order, start=1)
+        ]
+
+    def times(self) -> list[dict[str, Any]]:
+        """What each would take on all rows, as forecast here: for run.json."""
+        return [{"name": each.name, "seconds": round(each.seconds, 1)} for each in self.candidates]
+
+
+def _loss_of(candidate: Candidate) -> float:
+    return np.inf if candidate.verdict is None else candidate.verdict.loss
+
+
+@dataclass
+class Clock:
+    """The seconds of a budget since reading began."""
+
+    budget: float
+    started: float
+    now: Callable[[], float] = time.perf_counter
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self.now() - self.started
+
+    def left(self, share: float) -> float:
+        """Seconds until that share of the budget is over."""
+        return share * self.budget - self.spent
+
+
+def enter(name: str, classifier: Classifier, parts: Mapping[str, Part], config: Config) -> Entrant:
+    """A backbone that competes, its speed on this machine measured in a few batches and steps."""
+    dtype = arithmetic(config.tuning.precision, device_of(classifier))
+    frozen, _ = pass_seconds(classifier, parts["train"].tokens, dtype=dtype)
+    blocks = min(BLOCKS_TIMED, classifier.backbone.depth)
+    rows = batch_size(len(parts["train"].truth))
+    learning = {"method": "last_layers", "blocks": blocks, "batch_size": rows, "start": "random"}
+    timed = config.with_settings({"model": {"layers": blocks}, "tuning": learning})
+    plan = plan_of(cut_copy(classifier, blocks, start=0), parts, timed)
+    seconds, _ = step_seconds(classifier, parts["train"], plan, token=frozen.block)
+    tokens = plan.sizes.sum() / plan.steps_per_epoch
+    each_token = frozen.block + frozen.once / classifier.backbone.depth
+    return Entrant(name, classifier, parts, frozen=each_token, step=seconds / tokens / blocks)
+
+
+def budget_of(config: Config, entrants: Sequence[Entrant]) -> float:
+    """The seconds asked for, or three passes of all texts through all blocks, within a minute and half an hour."""
+    asked = config.tuning.budget_seconds
+    if asked is not None:
+        return asked
+    return float(np.clip(PASSES * max(each.reference_pass() for each in entrants), SHORTEST, LONGEST))
+
+
+def search(
+    entrants: Sequence[Entrant],
+    texts: Mapping[str, Sequence[str]],
+    config: Config,
+    *,
+    clock: Clock,
+    listen: Listener = silent,
+) -> Found:
+    """The recipe that reads the judged rows best for the time that is left, to be trained on all rows.
+
+    `texts` are those of each part, for TF-IDF; the test rows are not among them.
+    """
+    sample = draw_sample(entrants[0].parts, rows=_rows_for(entrants, clock), seed=config.seed)
+    lexical = try_lexical(
+        sample.texts(texts),
+        sample.of(entrants[0].parts),
+        sample,
+        labels=entrants[0].classifier.labels,
+        seed=config.seed,
+    )
+    candidates = [Candidate("TF-IDF + linear", "tfidf", None, lexical, 0.0, 0)]
+    listen(_said(candidates[0]))
+    by_pace = sorted(entrants, key=lambda each: each.reference_pass())
+    looks = [_Look.at(each, sample, config, listen=listen) for each in by_pace]
+    planned = _planned([look.recipes(config) for look in looks], sample, config, clock)
+    listen(Event("tuning", "search", values={"text": _announced(planned, sample, clock, config)}))
+    dropped = 0
+    for look, recipe in planned:
+        late = recipe.applied(config).tuning.method != "head" and clock.left(SHARES["winner"] + 0.05) < 0
+        verdict = None if late else look.judge(recipe, sample, config)
+        dropped += late
+        candidates.append(_candidate(look, recipe, verdict, config))
+        listen(_said(candidates[-1]))
+    chosen = _chosen(candidates, is_whole=sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth))
+    winner = candidates[chosen]
+    assert winner.recipe is not None
+    look = next(look for look in looks if look.entrant.name == winner.recipe.backbone)
+    recipe, fitted = _fitted(winner.recipe, look.entrant, config, clock)
+    told = [_why(candidates, chosen), *fitted]
+    if dropped:
+        told.append(f"{dropped} of {len(planned)} candidates were dropped: the trials took longer than forecast.")
+    rows = {"learnt_from": sample.each, "judged": len(sample.judged), "folds": len(sample.folds)}
+    return Found(
+        recipe, tuple(candidates), chosen, look.depths(candidates, sample, config), clock.budget, rows, tuple(told)
+    )
+
+
+def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> int:
+    """How many rows candidates learn from: as many as one pass of each backbone over them may take."""
+    train = [each.parts["train"] for each in entrants]
+    tokens = [part.tokens.offsets[-1] / len(part.truth) for part in train]
+    seconds = sum(t * each.depth * each.frozen for t, each in zip(tokens, entrants, strict=True))
+    held = min(
+        1000,
+        sum(len(entrants[0].parts[name].truth) for name in ("validation", "calibration") if name in entrants[0].parts),
+    )
+    most = SHARES["probes"] * clock.budget / seconds - held
+    fewest, enough = SAMPLE_ROWS
+    return int(min(np.clip(most, fewest, enough), max(fewest, SAMPLE_TOKENS / max(tokens) - held)))
+
+
+def _planned(
+    recipes: Sequence[Sequence[tuple[_Look, Recipe]]], sample: Sample, config: Config, clock: Clock
+) -> list[tuple[_Look, Recipe]]:
+    """The recipes that will be tried: backbones take turns, the most promising first, as long as there is time for it.
+
+    The winner must have a chance to end as well; where not one recipe fits, a head alone always does.
+    """
+    planned: list[tuple[_Look, Recipe]] = []
+    left = clock.left(SHARES["trials"])
+    for look, recipe in (pair for turn in zip_longest(*recipes) for pair in turn if pair is not None):
+        if recipe.applied(config).tuning.method == "head":
+            planned.append((look, recipe))
+            continue
+        seconds = recipe.trial_seconds(look.entrant, config, rows=sample.fitted, epochs=EPOCHS)
+        trained = recipe.seconds(look.entrant, config, rows=_least_rows(look.entrant), epochs=1)
+        if seconds <= left and trained <= SHARES["winner"] * clock.budget:
+            planned.append((look, recipe))
+            left -= seconds
+    return planned
+
+
+def _least_rows(entrant: Entrant) -> int:
+    return min(1000, len(entrant.parts["train"].truth))
+
+
+def _chosen(candidates: Sequence[Candidate], *, is_whole: bool) -> int:
+    """The cheapest LLM of those that are no worse than the best of them.
+
+    Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged:
+    more rows help a tuning more, and one that begins at its probe never ends worse than that.
+    """
+    judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
+    tunings = [one for one in judged if one[1].kind != "head"]
+    judged = judged if is_whole or not tunings else tunings
+    best = min((verdict for _, _, verdict in judged), key=lambda verdict: verdict.loss)
+    equal = [
+        (each.weights, verdict.loss, i) for i, each, verdict in judged if verdict is best or verdict.is_no_worse(best)
+    ]
+    return min(equal)[2]
+
+
+def _fitted(recipe: Recipe, entrant: Entrant, config: Config, clock: Clock) -> tuple[Recipe, list[str]]:
+    """The winner with as many epochs as there is time for, and on fewer rows where there is not even time for one."""
+    own, left = recipe.applied(config).tuning, clock.left(0.95)
+    if own.method == "head":
+        return recipe, []
+    wanted, told = own.epochs, []
+    epochs = wanted
+    while epochs > 1 and recipe.seconds(entrant, config, epochs=epochs) > left:
+        epochs -= 1
+    total = len(entrant.parts["train"].truth)
+    rows = total
+    while rows > _least_rows(entrant) and recipe.seconds(entrant, config, rows=rows, epochs=epochs) > left:
+        rows = max(_least_rows(entrant), int(0.9 * rows))
+    if epochs < wanted:
+        told.append(f"There is time for {epochs} of {wanted} epochs.")
+        recipe = recipe.with_tuning(epochs=epochs)
+    if rows < total:
+        told.append(f"There is time for {rows} of {total} training rows: a sample of each label's rows is learnt from.")
+        recipe = recipe.with_tuning(most_rows=rows)
+    return recipe, told
+
+
+def _candidate(look: _Look, recipe: Recipe, verdict: Judged | None, config: Config) -> Candidate:
+    own = recipe.applied(config)
+    weights = look.weights_of(int(own.model.layers))
+    seconds = recipe.seconds(look.entrant, config)
+    return Candidate(recipe.name(config), own.tuning.method, recipe, verdict, seconds, weights)
+
+
+def _said(candidate: Candidate) -> Event:
+    values: dict[str, Any] = {"name": candidate.name, "is_judged": candidate.verdict is not None}
+    if candidate.verdict is not None:
+        values |= {"loss": candidate.verdict.loss, "accuracy": float(candidate.verdict.right_H.mean())}
+    return Event("tuning", "candidate", values=values)
+
+
+def _announced(planned: Sequence[object], sample: Sample, clock: Clock, config: Config) -> str:
+    how = "validation rows" if len(sample.folds) == 1 else f"rows in {len(sample.folds)} folds"
+    given = "" if config.tuning.budget_seconds is not None else " (tuning.budget was not given)"
+    return (
+        f"Searching within {lasting(clock.budget)}{given}: {len(planned)} candidates learn from "
+        f"{sample.each} rows and are judged on {len(sample.judged)} {how}."
+    )
+
+
+def _why(candidates: Sequence[Candidate], chosen: int) -> str:
+    winner, lexical = candidates[chosen], candidates[0]
+    assert winner.verdict is not None
+    assert lexical.verdict is not None
+    judged = [each for each in candidates[1:] if each.verdict is not None]
+    best = min(judged, key=_loss_of)
+    why = (
+        "it read the judged rows best" if best is winner else f"it is the smallest that is no worse than '{best.name}'"
+    )
+    if best.kind == "head" != winner.kind:
+        why = "a tuning gains more from all rows than a head alone does, and begins where that ends"
+    text = f"Of {len(judged)} candidates '{winner.name}' was chosen: {why} (log loss {winner.verdict.loss:.4f}"
+    return f"{text}, TF-IDF {lexical.verdict.loss:.4f} on as many rows)."
+
+
+@dataclass
+class _Look:
+    """One backbone's view of the sample: its rows, what they are at several depths, and what probes say of those."""
+
+    entrant: Entrant
+    part: Part
+    states: dict[int, States]
+    probes: dict[tuple[int, str], Judged] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, entrant: Entrant, sample: Sample, config: Config, *, listen: Listener) -> _Look:
+        classifier = entrant.classifier
+        part = sample.of(entrant.parts)
+        top = int(pinned(config, depth=entrant.depth)["model"].get("layers", entrant.depth))
+        grid = [top] if gives_depth(config) else _grid(top)
+        entries = {depth - less for depth in grid for less in (0, 2, 4) if depth > less}
+        dtype = arithmetic(config.tuning.precision, device_of(classifier))
+        frozen = FrozenBlocks(classifier.backbone, stop=top, dtype=dtype)
+        look = cls(entrant, part, listened(states_by_depth(frozen, part.tokens, entries), listen))
+        for how in dict.fromkeys((classifier.pooling, "mean")):
+            for depth in grid:
+                judged = try_probe(classifier, part, look.states[depth], sample, layers=depth, how=how)
+                look.probes[depth, how] = judged
+        return look
+
+    def recipes(self, config: Config) -> list[tuple[_Look, Recipe]]:
+        own = {
+            depth: judged.loss_H
+            for (depth, how), judged in self.probes.items()
+            if how == self.entrant.classifier.pooling
+        }
+        best = min(self.probes, key=lambda key: self.probes[key].loss)
+        depths = shortlist(own) if len(own) > 1 else list(own)
+        found = recipes_of(self.entrant, config, depths=depths, head=best)
+        return [(self, recipe) for recipe in found]
+
+    def judge(self, recipe: Recipe, sample: Sample, config: Config) -> Judged:
+        own = recipe.applied(config)
+        if own.tuning.method == "head":
+            return self.probes[int(own.model.layers), own.model.pooling]
+        start = first_tuned_block(own.tuning, int(own.model.layers))
+        if start and start not in self.states:
+            frozen = FrozenBlocks(
+                self.entrant.classifier.backbone, stop=start, dtype=self.states[max(self.states)].hidden_TD.dtype
+            )
+            self.states |= listened(states_by_depth(frozen, self.part.tokens, [start]), silent)
+        return try_recipe(recipe, self.entrant.classifier, self.part, self.states, sample, config, epochs=EPOCHS)
+
+    def weights_of(self, layers: int) -> int:
+        """Numbers of a classifier of so many blocks."""
+        classifier = self.entrant.classifier
+        blocks = [sum(weight.numel() for weight in block.parameters()) for block in classifier.backbone.blocks]
+        return sum(weight.numel() for weight in classifier.parameters()) - sum(blocks[layers:])
+
+    def depths(self, candidates: Sequence[Candidate], sample: Sample, config: Config) -> DepthChoice | None:
+        """The course of the probes, and of the tunings of the last two blocks, over the depths of this backbone."""
+        mine = [
+            (each.recipe.applied(config), each.verdict)
+            for each in candidates
+            if each.recipe and each.verdict and each.recipe.backbone == self.entrant.name
+        ]
+        tried = {
+            int(own.model.layers): Tried(int(own.model.layers), verdict.loss, float(verdict.right_H.mean()))
+            for own, verdict in mine
+            if own.tuning.method == "last_layers" and own.tuning.blocks == 2
+        }
+        if len(self.probes) < 2 or not tried:
+            return None
+        best = min(tried.values(), key=lambda each: each.loss)
+        return DepthChoice(
+            layers=best.layers,
+            pooling=self.entrant.classifier.pooling,
+            probes=tuple(
+                Probed(depth, how, judged.loss, float(judged.right_H.mean()))
+                for (depth, how), judged in self.probes.items()
+            ),
+            tunings=tuple(tried[depth] for depth in sorted(tried)),
+            rows={"train": sample.each, "validation": len(sample.judged)},
+            cost=0.0,
+            low=0.0,
+            high=0.0,
+        )
+
+
+def _grid(deepest: int) -> list[int]:
+    lowest = max(1.0, deepest / MOST_DEPTHS)
+    return sorted({round(depth) for depth in np.linspace(deepest, lowest, min(MOST_DEPTHS, deepest))})

@@ -1,0 +1,249 @@
+"""How candidates are judged: all on the same rows, none of which it learnt from.
+
+Candidates learn from a sample of the training rows and are judged on a thousand others or more: the validation and
+calibration rows, and training rows where those are fewer. In a small table all rows but the test's are cut into folds
+that keep groups whole, and each row is judged by what learnt from the other folds (STATISTICS.md 17).
+
+Axes: N rows of the sample, H of them judged, C labels, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tagsmith.config import Config
+from tagsmith.data.encoding import Tokens
+from tagsmith.events import Listener, silent
+from tagsmith.labels import Labels
+from tagsmith.model.activations import States
+from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
+from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
+from tagsmith.tuning.depth import cut_copy
+from tagsmith.tuning.learner import Part
+from tagsmith.tuning.loop import tune
+from tagsmith.tuning.losses import right_rows, row_losses
+from tagsmith.tuning.methods import first_tuned_block
+from tagsmith.tuning.probes import fit_probe
+from tagsmith.tuning.recipes import Recipe
+
+ENOUGH, FOLDS = 1000, 3
+HELD_OUT = ("validation", "calibration")
+STRENGTH = 10.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows that candidates are judged by: which of each part, in the order of `parts`, and the folds.
+
+    `folds` has for each round the rows to learn from and the rows to judge, as places in the sample.
+    """
+
+    rows: Mapping[str, np.ndarray]
+    folds: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    @property
+    def judged(self) -> np.ndarray:
+        """The judged rows `(H,)`, in the order of all rounds."""
+        return np.concatenate([held for _, held in self.folds])
+
+    @property
+    def fitted(self) -> int:
+        """From how many rows a candidate learns, over all rounds."""
+        return sum(len(fit) for fit, _ in self.folds)
+
+    @property
+    def each(self) -> int:
+        """From how many rows a candidate learns in a round."""
+        return self.fitted // len(self.folds)
+
+    def of(self, parts: Mapping[str, Part]) -> Part:
+        """The rows of the sample, from the parts of one backbone."""
+        chosen = [(parts[name], rows) for name, rows in self.rows.items()]
+        groups = [part.groups[rows] for part, rows in chosen if part.groups is not None]
+        return Part(
+            Tokens.joined([part.tokens.of_texts(rows) for part, rows in chosen]),
+            np.concatenate([part.truth[rows] for part, rows in chosen]),
+            np.concatenate(groups) if groups else None,
+        )
+
+    def texts(self, texts: Mapping[str, Sequence[str]]) -> list[str]:
+        """The same rows as texts."""
+        return [texts[name][row] for name, rows in self.rows.items() for row in rows]
+
+
+def draw_sample(parts: Mapping[str, Part], *, rows: int, seed: int) -> Sample:
+    """At most so many training rows to learn from, and at least a thousand others to judge, where there are as many.
+
+    Held-out rows judge first, training rows that are not learnt from fill up; groups stay on one side. Where that would
+    leave few to learn from, all rows are judged in folds.
+    """
+    random = np.random.default_rng([seed, 5])
+    train, held = parts["train"], {name: len(parts[name].truth) for name in HELD_OUT if name in parts}
+    lacking = max(0, ENOUGH - sum(held.values()))
+    order = _by_group(train, random)
+    if len(order) - lacking >= ENOUGH:
+        judging = {name: _some(count, ENOUGH, random) for name, count in held.items()}
+        extra, groups = np.sort(order[:lacking]), _groups(train)
+        apart = order[~np.isin(groups[order], groups[extra])]  # the last of the judged groups may have more rows
+        fit = np.sort(apart[:rows])
+        chosen = {"train": np.concatenate([fit, extra]), **judging}
+        count = sum(len(own) for own in chosen.values())
+        return Sample(chosen, ((np.arange(len(fit)), np.arange(len(fit), count)),))
+    chosen = {"train": np.sort(order[:rows]), **{name: np.arange(count) for name, count in held.items()}}
+    groups = np.concatenate([_groups(parts[name])[own] for name, own in chosen.items()])
+    return Sample(chosen, folds_of(groups, seed=seed))
+
+
+def _by_group(part: Part, random: np.random.Generator) -> np.ndarray:
+    """All rows of a part, in random order, those of a group side by side."""
+    known, group_N = np.unique(_groups(part), return_inverse=True)
+    return np.argsort(random.permutation(len(known))[group_N], kind="stable")
+
+
+def _groups(part: Part) -> np.ndarray:
+    return np.arange(len(part.truth)) if part.groups is None else part.groups
+
+
+def _some(count: int, most: int, random: np.random.Generator) -> np.ndarray:
+    return np.sort(random.choice(count, size=most, replace=False)) if count > most else np.arange(count)
+
+
+def folds_of(groups: np.ndarray, *, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Three rounds in which each row is judged once; rows of a group are never on both sides."""
+    known, group_N = np.unique(groups, return_inverse=True)
+    fold_G = np.random.default_rng([seed, 6]).permutation(len(known)) % FOLDS
+    fold_N = fold_G[group_N]
+    return tuple((np.flatnonzero(fold_N != i), np.flatnonzero(fold_N == i)) for i in range(FOLDS))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the judged rows say of a candidate: the loss of each `(H,)`, whether it is answered right, its logits."""
+
+    loss_H: np.ndarray
+    right_H: np.ndarray
+    logits_HC: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """The mean loss."""
+        return float(self.loss_H.mean())
+
+    def is_no_worse(self, other: Judged) -> bool:
+        """Whether it loses at most half a standard error of the paired losses, and 0.3 points (STATISTICS.md 17)."""
+        lost_H = self.loss_H - other.loss_H
+        error = lost_H.std(ddof=1) / np.sqrt(len(lost_H)) if len(lost_H) > 1 else 0.0
+        return bool(lost_H.mean() <= 0.5 * error and 100 * (other.right_H.mean() - self.right_H.mean()) <= 0.3)
+
+    def as_dict(self) -> dict[str, Any]:
+        """`n`, and loss and accuracy with 95 % intervals from the spread of rows."""
+
+        def interval(values_H: np.ndarray) -> dict[str, float]:
+            mean = float(values_H.mean())
+            error = 1.96 * float(values_H.std(ddof=1)) / np.sqrt(len(values_H)) if len(values_H) > 1 else 0.0
+            return {"value": mean, "low": max(0.0, mean - error), "high": mean + error}
+
+        accuracy = interval(self.right_H.astype(np.float64))
+        accuracy["high"] = min(1.0, accuracy["high"])
+        return {"n": len(self.loss_H), "loss": interval(self.loss_H), "accuracy": accuracy}
+
+
+def judged(logits_HC: np.ndarray, truth: np.ndarray) -> Judged:
+    """The losses of logits against the truth of the judged rows, at a temperature that the other half of them asks for.
+
+    What is trained on all rows is calibrated at the end; a candidate that is right and too sure must not lose for it.
+    """
+    raw, answers = torch.from_numpy(logits_HC).double(), torch.from_numpy(truth)
+    logits = raw.clone()
+    for own in (np.arange(len(truth)) % 2 == 0, np.arange(len(truth)) % 2 == 1):
+        logits[own] /= _temperature(raw[~own], answers[~own])
+    return Judged(row_losses(logits, answers).numpy(), right_rows(logits, answers).numpy(), logits.numpy())
+
+
+def _temperature(logits: torch.Tensor, truth: torch.Tensor) -> float:
+    """The temperature of the least mean loss."""
+    from scipy.optimize import minimize_scalar
+
+    if not len(truth):
+        return 1.0
+    found = minimize_scalar(
+        lambda power: float(row_losses(logits / np.exp(power), truth).mean()), bounds=(-5.0, 5.0), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def try_probe(classifier: Classifier, part: Part, states: States, sample: Sample, *, layers: int, how: str) -> Judged:
+    """A linear probe on what leaves block `layers`, pooled as `how` says."""
+    cut = cut_copy(classifier, layers, start=layers)
+    cut.pooling = how
+    pooled_ND = torch.from_numpy(pool_states(cut, states, start=layers))
+    truth, found = torch.from_numpy(part.truth), []
+    for fit, held in sample.folds:
+        probe = fit_probe(pooled_ND[fit], truth[fit], classes=len(classifier.labels), strength=STRENGTH, bias=True)
+        found.append(probe.logits(pooled_ND[held]).numpy())
+    return judged(np.concatenate(found), part.truth[sample.judged])
+
+
+def try_recipe(
+    recipe: Recipe,
+    classifier: Classifier,
+    part: Part,
+    states: Mapping[int, States],
+    sample: Sample,
+    config: Config,
+    *,
+    epochs: int,
+    listen: Listener = silent,
+) -> Judged:
+    """A short tuning: so many epochs from a fitted probe, all of them made, whatever the rows say meanwhile."""
+    short = {"epochs": epochs, "evaluations_per_epoch": 1, "patience": 99, "average": "none", "cache_gib": 0}
+    own = recipe.with_tuning(**short, seeds=1, start="probe" if config.model.head == "linear" else "random").applied(
+        config
+    )
+    layers, found = int(own.model.layers), []
+    start = first_tuned_block(own.tuning, layers)
+    for fit, held in sample.folds:
+        candidate = cut_copy(classifier, layers, start=start)
+        candidate.pooling = own.model.pooling
+        parts = {"train": _rows(part, fit), "validation": _rows(part, held[:8])}
+        kept = (
+            {}
+            if not start
+            else {name: states[start].of_texts(rows) for name, rows in zip(parts, (fit, held[:8]), strict=True)}
+        )
+        tune(candidate, parts, own, metric=_later_is_better(), states=kept, listen=listen)
+        if start:
+            found.append(finish_states(candidate, states[start].of_texts(held), start=start))
+        else:
+            found.append(Scorer(candidate).logits(part.tokens.of_texts(held)))
+    return judged(np.concatenate(found), part.truth[sample.judged])
+
+
+def _later_is_better() -> Any:
+    """A metric that keeps the last weights: the rows that judge a candidate must not choose its best step."""
+    evaluations = iter(range(1_000_000))
+    return lambda truth, probs: float(next(evaluations))
+
+
+def _rows(part: Part, rows: np.ndarray) -> Part:
+    return Part(part.tokens.of_texts(rows), part.truth[rows], None if part.groups is None else part.groups[rows])
+
+
+def try_lexical(texts: Sequence[str], part: Part, sample: Sample, *, labels: Labels, seed: int) -> Judged:
+    """TF-IDF and a linear model on the same rows."""
+    found = []
+    groups = _groups(part)
+    for fit, held in sample.folds:
+        known = [texts[i] for i in fit]
+        if labels.multi_label:
+            lexical = fit_lexical_sets(known, part.truth[fit], groups[fit], seed=seed)
+        else:
+            lexical = fit_lexical(known, part.truth[fit], groups[fit], classes=len(labels), seed=seed)
+        probs_HC = np.clip(lexical.probabilities([texts[i] for i in held]), 1e-12, 1 - 1e-12)
+        found.append(np.log(probs_HC) - np.log1p(-probs_HC) if labels.multi_label else np.log(probs_HC))
+    return judged(np.concatenate(found), part.truth[sample.judged])

@@ -1,0 +1,132 @@
+import json
+
+import numpy as np
+import pytest
+
+from tagsmith.config import Config
+from tagsmith.deployment.bundle import load
+from tagsmith.deployment.planned import planned_settings
+from tagsmith.errors import SettingError
+from tagsmith.pipeline import train
+from tagsmith.searching import limited
+from tagsmith.tuning.learner import Part
+from tagsmith.tuning.loop import StoppedError
+
+
+def settings(folders, **tuning):
+    given = {"method": "auto", "budget": "60s", "precision": "fp32", "learning_rate": 5e-3, "epochs": 1} | tuning
+    return {"model": {"backbone": ",".join(map(str, folders)), "max_tokens": 48}, "tuning": given}
+
+
+@pytest.fixture(scope="module")
+def found(make_folder, toy_rows, save_csv, tmp_path_factory):
+    """A bundle of a search between two tiny backbones."""
+    folder = tmp_path_factory.mktemp("searched")
+    source = save_csv(folder / "rows.csv", toy_rows)
+    config = Config.of(settings([make_folder("llama"), make_folder("bert")]))
+    train(source, out=folder / "b", config=config)
+    return folder / "b", source
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def test_the_report_has_all_candidates_and_the_settings_of_the_winner(found):
+    folder, _ = found
+    report = report_of(folder)
+    candidates = report["candidates"]
+    assert {each["kind"] for each in candidates} >= {"tfidf", "head", "last_layers"}
+    winner = next(each for each in candidates if each["chosen"])
+    assert report["settings"]["tuning"]["method"] == winner["kind"]
+    assert report["settings"]["model"]["backbone"] == winner["backbone"]
+    assert report["model"]["layers"] == winner["settings"]["model"]["layers"]
+    assert any(winner["name"] in note for note in report["notes"])
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert run["budget"] == 60
+    assert {each["name"] for each in run["candidates"]} == {each["name"] for each in candidates}
+
+
+def test_nothing_of_a_search_is_left_beside_the_bundle(found):
+    folder, source = found
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, source.name}
+
+
+def test_a_plan_repeats_a_training_without_a_search(found, tmp_path):
+    folder, source = found
+    again = train(source, out=tmp_path / "again", config=Config.of(planned_settings(folder)))
+    first = load(folder)
+    texts = ["a lovely room", "the soup was cold"]
+    np.testing.assert_array_equal(again.predict_proba(texts), first.predict_proba(texts))
+    assert (again.folder / "model.safetensors").exists() == (folder / "model.safetensors").exists()
+
+
+def test_another_candidate_is_taken_by_its_number(found, tmp_path):
+    folder, source = found
+    candidates = report_of(folder)["candidates"]
+    other = next(each for each in candidates if each["settings"] and not each["chosen"])
+    bundle = train(source, out=tmp_path / "b", config=Config.of(planned_settings(folder, take=other["number"])))
+    assert bundle.report["settings"]["tuning"]["method"] == other["kind"]
+    assert bundle.report["model"]["layers"] == other["settings"]["model"]["layers"]
+
+
+def test_a_candidate_that_is_not_there_or_no_llm_is_refused(found):
+    folder, _ = found
+    candidates = report_of(folder)["candidates"]
+    with pytest.raises(SettingError, match=f"no candidate 99. Its candidates are 1 to {len(candidates)}"):
+        planned_settings(folder, take=99)
+    lexical = next(each for each in candidates if each["kind"] == "tfidf")
+    with pytest.raises(SettingError, match="which is no LLM"):
+        planned_settings(folder, take=lexical["number"])
+
+
+def test_a_stopped_run_goes_on_with_the_plan_it_had(make_folder, toy_rows, save_csv, tmp_path, monkeypatch):
+    def a_tuning(candidates, *, is_whole):
+        return next(i for i, each in enumerate(candidates) if each.kind == "last_layers")
+
+    monkeypatch.setattr("tagsmith.tuning.search._chosen", a_tuning)  # a head alone has no steps to stop after
+    source = save_csv(tmp_path / "rows.csv", toy_rows)
+    config = Config.of(settings([make_folder("bert")], epochs=2))
+    with pytest.raises(StoppedError):
+        train(source, out=tmp_path / "b", config=config, stop=lambda: True)
+    plan = json.loads((tmp_path / "b.plan.json").read_text(encoding="utf-8"))
+    heard = []
+    bundle = train(source, out=tmp_path / "b", config=config, resume=True, listen=heard.append)
+    assert not [event for event in heard if event.name == "candidate"]
+    assert bundle.report["settings"] == plan["settings"]
+    assert bundle.report["candidates"] == plan["candidates"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"backbone": "a,b"}}, "takes? tuning.method = 'auto'|lets several compete"),
+        ({"tuning": {"budget": "10m"}}, "does not search"),
+    ],
+)
+def test_what_only_a_search_can_use_is_refused_without_one(changes, message, toy_rows, save_csv, tmp_path):
+    source = save_csv(tmp_path / "rows.csv", toy_rows)
+    with pytest.raises(SettingError, match=message):
+        train(source, out=tmp_path / "b", config=Config.of(changes))
+
+
+def test_a_sample_of_the_training_rows_has_each_label_in_its_share(make_folder):
+    from tagsmith.data.encoding import Tokens
+
+    truth = np.repeat([0, 1, 2], [700, 200, 100])
+    tokens = Tokens(
+        np.arange(1000, dtype=np.int32), np.arange(1001, dtype=np.int64), np.arange(1000), np.zeros(1000, dtype=bool)
+    )
+    few = limited(Part(tokens, truth, np.arange(1000)), 100, seed=1)
+    assert np.abs(np.bincount(few.truth) - [70, 20, 10]).max() <= 1
+    assert few.tokens.ids.tolist() == few.groups.tolist()
+    assert limited(few, 100, seed=1) is few
+
+
+def test_the_llm_learns_from_fewer_rows_and_tfidf_from_all(make_folder, toy_rows, save_csv, tmp_path):
+    source = save_csv(tmp_path / "rows.csv", toy_rows)
+    tuning = {"method": "head", "precision": "fp32", "most_rows": 60}
+    config = Config.of({"model": {"backbone": str(make_folder("bert")), "max_tokens": 48}, "tuning": tuning})
+    bundle = train(source, out=tmp_path / "b", config=config)
+    assert bundle.report["data"]["splits"]["train"] > 60
+    assert any("60 of" in note and "TF-IDF from all" in note for note in bundle.report["notes"])

@@ -1,0 +1,200 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tagsmith.config import Config, ModelConfig
+from tagsmith.labels import Labels
+from tagsmith.model.classifier import build
+from tagsmith.tuning.learner import Part
+from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
+from tagsmith.tuning.search import Candidate, Clock, _chosen, _fitted, budget_of, enter, search
+from tagsmith.tuning.trials import Judged
+
+NAMES = Labels.of(["complaint", "praise"])
+AUTO = {"tuning": {"method": "auto", "precision": "fp32", "budget": "60s"}}
+QUICK = {"tuning": AUTO["tuning"] | {"learning_rate": 2e-4, "batch_size": 32}, "model": {"layers": 2}}
+"""Few recipes are left where the user has given so much."""
+
+
+def parts_of(classifier, make_rows, counts):
+    parts, texts = {}, {}
+    for seed, (name, count) in enumerate(counts.items()):
+        own, labels = zip(*make_rows(count, seed=seed), strict=True)
+        texts[name] = own
+        parts[name] = Part(classifier.encoder.encode(own), NAMES.encode(labels), np.arange(count))
+    return parts, texts
+
+
+@pytest.fixture
+def compete(make_folder, make_rows):
+    """Entrants of some families with toy rows, and the texts of these."""
+
+    def made(*families, counts=None, config=None):
+        entrants, texts = [], {}
+        for family in families:
+            classifier = build(make_folder(family), ModelConfig(max_tokens=48), labels=NAMES, layers=None, seed=0)
+            parts, texts = parts_of(classifier, make_rows, counts or {"train": 160, "validation": 40})
+            entrants.append(enter(family, classifier.eval(), parts, config or Config.of(AUTO)))
+        return entrants, texts
+
+    return made
+
+
+def test_speeds_are_measured_and_the_classifier_is_left_alone(make_folder, make_rows):
+    classifier = build(make_folder("llama"), ModelConfig(max_tokens=48), labels=NAMES, layers=None, seed=0)
+    before = {name: weight.clone() for name, weight in classifier.named_parameters()}
+    parts, _ = parts_of(classifier, make_rows, {"train": 80, "validation": 20})
+    entrant = enter("toy", classifier, parts, Config.of(AUTO))
+    assert entrant.frozen > 0
+    assert entrant.step > 0
+    assert all(torch.equal(before[name], weight) for name, weight in classifier.named_parameters())
+
+
+def test_a_search_judges_all_on_the_same_rows_and_names_a_recipe(compete, heard):
+    entrants, texts = compete("llama", "bert")
+    before = [{name: weight.clone() for name, weight in each.classifier.named_parameters()} for each in entrants]
+    found = search(entrants, texts, Config.of(AUTO), clock=Clock(60.0, 0.0, now=lambda: 0.0), listen=heard.append)
+    verdicts = [each.verdict for each in found.candidates]
+    assert {len(verdict.loss_H) for verdict in verdicts} == {200}
+    assert {each.recipe.backbone for each in found.candidates if each.recipe} == {"llama", "bert"}
+    assert {each.kind for each in found.candidates} >= {"tfidf", "head", "last_layers"}
+    assert found.recipe.applied(Config.of(AUTO)).tuning.method != "auto"
+    assert isinstance(found.recipe.applied(Config.of(AUTO)).model.layers, int)
+    assert [event.values["name"] for event in heard if event.name == "candidate"] == [c.name for c in found.candidates]
+    plain = json.loads(json.dumps(found.as_dicts()))
+    assert [each["number"] for each in plain] == list(range(1, len(plain) + 1))
+    losses = [each["validation"]["loss"]["value"] for each in plain]
+    assert losses == sorted(losses)
+    assert sum(each["chosen"] for each in plain) == 1
+    for own, each in zip(before, entrants, strict=True):
+        assert all(torch.equal(own[name], weight) for name, weight in each.classifier.named_parameters())
+
+
+def test_the_same_search_finds_the_same(compete):
+    entrants, texts = compete("llama")
+    clock = Clock(60.0, 0.0, now=lambda: 0.0)
+    one, two = (search(entrants, texts, Config.of(QUICK), clock=clock) for _ in range(2))
+    assert one.as_dicts() == two.as_dicts()
+    assert one.recipe == two.recipe
+
+
+def test_without_time_for_a_tuning_a_head_alone_is_found(compete):
+    entrants, texts = compete("llama")
+    slow = [replace(each, step=1e6) for each in entrants]
+    found = search(slow, texts, Config.of(QUICK), clock=Clock(60.0, 0.0, now=lambda: 0.0))
+    assert {each.kind for each in found.candidates} == {"tfidf", "head"}
+    assert found.recipe.applied(Config.of(AUTO)).tuning.method == "head"
+
+
+def test_what_the_clock_drops_is_said_and_not_judged(compete):
+    entrants, texts = compete("llama")
+    seconds = [0.0]
+
+    def forget_the_time(event):
+        seconds[0] = 1e6 if event.name == "search" else seconds[0]  # after all was planned
+
+    late = Clock(60.0, 0.0, now=lambda: seconds[0])
+    found = search(entrants, texts, Config.of(QUICK), clock=late, listen=forget_the_time)
+    dropped = [each for each in found.candidates if each.verdict is None]
+    assert dropped
+    assert all(each.kind != "head" for each in dropped)
+    assert any(f"{len(dropped)} of" in text and "dropped" in text for text in found.texts)
+    assert [each["validation"] for each in found.as_dicts()][-1] is None
+
+
+# ---- Recipes
+
+
+def entrant_of(classifier, parts, *, frozen=1e-5, step=5e-5):
+    return Entrant("toy", classifier, parts, frozen=frozen, step=step)
+
+
+@pytest.fixture
+def toy(make_folder, make_rows):
+    classifier = build(make_folder("llama"), ModelConfig(max_tokens=48), labels=NAMES, layers=None, seed=0)
+    parts, _ = parts_of(classifier, make_rows, {"train": 80, "validation": 20})
+    return entrant_of(classifier, parts)
+
+
+def test_no_recipe_changes_what_the_user_gave(toy):
+    config = Config.of({"tuning": {"method": "auto", "epochs": 7, "learning_rate": 3e-3}, "model": {"layers": 2}})
+    assert pinned(config, depth=3) == {"tuning": {"epochs": 7, "learning_rate": 3e-3}, "model": {"layers": 2}}
+    for recipe in recipes_of(toy, config, depths=[2], head=(2, "last")):
+        own = recipe.applied(config)
+        assert (own.tuning.epochs, own.tuning.learning_rate, own.model.layers) == (7, 3e-3, 2)
+
+
+def test_recipes_differ_and_leave_each_block_that_learns_its_place(toy):
+    config = Config.of(AUTO)
+    found = recipes_of(toy, config, depths=[1, 2, 3], head=(2, "mean"))
+    assert len({recipe.name(config) for recipe in found}) == len(found)
+    for recipe in found:
+        own = recipe.applied(config)
+        assert own.tuning.blocks <= own.model.layers or own.tuning.method != "last_layers"
+        assert own.model.backbone == "toy"
+
+
+def test_forecast_seconds_grow_with_rows_epochs_and_blocks(toy):
+    config = Config.of(AUTO)
+    recipe = Recipe("toy", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 2, "epochs": 3}})
+    assert (
+        recipe.seconds(toy, config)
+        > recipe.seconds(toy, config, rows=40)
+        > recipe.seconds(toy, config, rows=40, epochs=1)
+    )
+    one, two = (recipe.with_tuning(blocks=blocks).trial_seconds(toy, config, rows=80, epochs=2) for blocks in (1, 2))
+    assert two == pytest.approx(2 * one)
+    tokens = toy.tokens("train")
+    assert one == pytest.approx(2 * tokens * toy.step)
+
+
+# ---- The choice, and what fits
+
+
+def candidate(name, loss_H, *, kind="last_layers", weights=1):
+    loss_H = np.asarray(loss_H, dtype=float)
+    verdict = Judged(loss_H, np.ones(len(loss_H), dtype=bool), np.zeros((len(loss_H), 2)))
+    return Candidate(name, kind, Recipe("toy", {}), verdict, 1.0, weights)
+
+
+def test_the_smallest_of_equals_wins_and_a_clearly_better_one_beats_it():
+    loss_H = np.random.default_rng(0).exponential(size=500)
+    equals = [candidate("large", loss_H, weights=9), candidate("small", loss_H[::-1], weights=2)]
+    assert _chosen(equals, is_whole=True) == 1
+    assert _chosen([*equals, candidate("better", 0.5 * loss_H, weights=99)], is_whole=True) == 2
+
+
+def test_a_head_alone_beats_a_tuning_only_where_all_rows_were_looked_at():
+    loss_H = np.random.default_rng(0).exponential(size=500)
+    both = [candidate("head", 0.9 * loss_H, kind="head"), candidate("tuned", loss_H)]
+    assert _chosen(both, is_whole=True) == 0
+    assert _chosen(both, is_whole=False) == 1
+    assert _chosen(both[:1], is_whole=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [(1e9, {}), (3.0, {"epochs": 2}), (0.9, {"epochs": 1, "most_rows": True})], ids=str
+)
+def test_the_winner_has_as_many_epochs_and_rows_as_there_is_time_for(toy, make_rows, left, expected):
+    config = Config.of(AUTO)
+    parts, _ = parts_of(toy.classifier, make_rows, {"train": 1400, "validation": 20})
+    recipe = Recipe("toy", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 3, "epochs": 4}})
+    entrant = replace(toy, parts=parts, step=1.25 / (3 * int(parts["train"].tokens.offsets[-1])), frozen=1e-12)
+    clock = Clock(left / 0.95, 0.0, now=lambda: 0.0)
+    fitted, told = _fitted(recipe, entrant, config, clock)
+    own = fitted.applied(config).tuning
+    assert own.epochs == expected.get("epochs", 4)
+    assert (own.most_rows is not None) == ("most_rows" in expected)
+    assert fitted.seconds(entrant, config, rows=own.most_rows) <= left or own.most_rows == 1000
+    assert bool(told) == bool(expected)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("90s", 90), ("10m", 600), ("1h", 3600), ("45", 45), (None, 60)])
+def test_budgets_are_read_as_they_are_written(toy, given, expected):
+    config = Config.of({"tuning": {"method": "auto", "budget": given}})
+    assert budget_of(config, [toy]) == expected
+    slow = replace(toy, frozen=1.0)
+    assert budget_of(Config.of({"tuning": {"method": "auto"}}), [slow]) == 1800
