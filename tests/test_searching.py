@@ -8,8 +8,6 @@ from tagsmith.deployment.bundle import load
 from tagsmith.deployment.planned import planned_settings
 from tagsmith.errors import SettingError
 from tagsmith.pipeline import train
-from tagsmith.searching import limited
-from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import StoppedError
 
 
@@ -110,23 +108,10 @@ def test_what_only_a_search_can_use_is_refused_without_one(changes, message, toy
         train(source, out=tmp_path / "b", config=Config.of(changes))
 
 
-def test_a_sample_of_the_training_rows_has_each_label_in_its_share(make_folder):
-    from tagsmith.data.encoding import Tokens
-
-    truth = np.repeat([0, 1, 2], [700, 200, 100])
-    tokens = Tokens(
-        np.arange(1000, dtype=np.int32), np.arange(1001, dtype=np.int64), np.arange(1000), np.zeros(1000, dtype=bool)
-    )
-    few = limited(Part(tokens, truth, np.arange(1000)), 100, seed=1)
-    assert np.abs(np.bincount(few.truth) - [70, 20, 10]).max() <= 1
-    assert few.tokens.ids.tolist() == few.groups.tolist()
-    assert limited(few, 100, seed=1) is few
-
-
 def test_the_llm_learns_from_fewer_rows_and_tfidf_from_all(make_folder, toy_rows, save_csv, tmp_path):
     source = save_csv(tmp_path / "rows.csv", toy_rows)
     tuning = {"method": "head", "precision": "fp32", "most_rows": 60}
     config = Config.of({"model": {"backbone": str(make_folder("bert")), "max_tokens": 48}, "tuning": tuning})
     bundle = train(source, out=tmp_path / "b", config=config)
-    assert bundle.report["data"]["splits"]["train"] > 60
+    assert bundle.report["data"]["splits"]["train"] == 60
     assert any("60 of" in note and "TF-IDF from all" in note for note in bundle.report["notes"])

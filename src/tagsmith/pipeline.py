@@ -30,7 +30,7 @@ from tagsmith.config import Config, settings_of
 from tagsmith.data.column_cleaning import clean_table
 from tagsmith.data.labelling import SIMILAR
 from tagsmith.data.pairs import PAIR
-from tagsmith.data.preparing import Prepared, prepare, prepare_given
+from tagsmith.data.preparing import Prepared, limit_training, prepare, prepare_given
 from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
@@ -39,7 +39,7 @@ from tagsmith.measuring import asked_of, book_tables, count_look, data_section, 
 from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.rivals import rival_probabilities
 from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
-from tagsmith.searching import limited, require_search, searched
+from tagsmith.searching import require_search, searched
 from tagsmith.tuning.parallel import join
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def train(
         with run.timed("search"), ranks.first_alone():
             searched(prepared, run, build=_build, encode=_encode, started=started, kept=kept, resume=is_known)
         run.command = reproduce(source, validation=validation, test=test, config=run.config)
+    prepared = limit_training(prepared, run.config.tuning.most_rows, seed=run.config.seed)
     with run.timed("model"):
         with ranks.first_alone():
             classifier = _build(prepared, run)
@@ -474,7 +475,6 @@ def _tune(
     parts = _encode(classifier, prepared)
     _count_tokens(classifier, prepared, run)
     _choose_depth(classifier, parts, run)
-    parts["train"] = _limited(parts["train"], run)
     _forecast(classifier, parts, prepared, run, output=checkpoint.parent)
     learning = list(trainable(classifier, run.config.tuning))
     untuned = copies(learning)
@@ -506,17 +506,6 @@ def _tune(
         with swapped(classifier, other.weights):
             result.further.append(FurtherSeed(other, fit_answering(classifier, prepared, result, run, certify=False)))
     return result
-
-
-def _limited(part: Part, run: Run) -> Part:
-    """The training rows that the LLM learns from: all, or as many as `tuning.most_rows` allows."""
-    most = run.config.tuning.most_rows
-    if most is None or most >= len(part.truth):
-        return part
-    run.note(
-        f"The LLM learns from {most} of {len(part.truth)} training rows (tuning.most_rows); TF-IDF from all of them."
-    )
-    return limited(part, most, seed=run.config.seed)
 
 
 def _count_padding(classifier: Classifier, parts: Mapping[str, Part], tuned: Tuned, run: Run) -> None:

@@ -52,8 +52,8 @@ _HALF = 0.5
 def _fit_lexical(bundle: Bundle[TorchEngine], prepared: Prepared, result: Result, run: Run) -> Lexical:
     from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
 
-    table, labels = prepared.splits.train, bundle.engine.labels
-    truth = truth_of(table, labels)  # of all rows: the LLM may have learned from fewer
+    table, labels = prepared.whole_train or prepared.splits.train, bundle.engine.labels
+    truth = truth_of(table, labels)
     weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
     if labels.multi_label:
         return fit_lexical_sets(table.texts, truth, table.groups, seed=run.config.seed, weights_C=weights_C)

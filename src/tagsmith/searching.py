@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tagsmith.config import Config
 from tagsmith.data.preparing import Prepared
 from tagsmith.errors import AssetError, SettingError
@@ -159,19 +157,3 @@ def _token_lengths(classifier: Classifier, prepared: Prepared) -> TokenLengths:
     encoder = classifier.encoder
     texts = pl.concat([part.frame["text"] for name, part in prepared.splits.items() if name != "test"])
     return measure_tokens(Tokenizer.from_str(encoder.tokenizer.to_str()), texts, max_tokens=encoder.max_tokens)
-
-
-def limited(part: Part, most: int, *, seed: int) -> Part:
-    """At most so many rows of a part, of each label its share; where a row may have several, any rows."""
-    from tagsmith.tuning.learner import Part
-
-    count = len(part.truth)
-    if most >= count:
-        return part
-    random = np.random.default_rng([seed, 7])
-    drawn = random.permutation(count)
-    if part.truth.ndim == 1:  # every k-th of the rows sorted by label
-        drawn = drawn[np.argsort(part.truth[drawn], kind="stable")]
-        drawn = drawn[np.linspace(0, count - 1, most).round().astype(int)]
-    rows = np.sort(drawn[:most])
-    return Part(part.tokens.of_texts(rows), part.truth[rows], None if part.groups is None else part.groups[rows])

@@ -13,6 +13,7 @@ from tagsmith.data.balancing import balance, priors_of
 from tagsmith.data.conflicts import settle_conflicts
 from tagsmith.data.duplicates import Grouped, Leak, group_duplicates, leak
 from tagsmith.data.earlier import Earlier
+from tagsmith.data.limiting import limited
 from tagsmith.data.rare import find_rare, label_counts
 from tagsmith.data.splitting import (
     CALIBRATION_ROWS,
@@ -37,7 +38,8 @@ class Prepared:
     counts test rows with a twin in the other parts (book split and given parts: in train): `exact`, `near`,
     `threshold`; `leaked (N,)` marks those with a near twin, in the order of the test rows. `duplicates` has
     `exact_rows near_rows conflicting_rows conflicting_texts largest lowest threshold`. `remembered` is what a later run
-    must know to keep the parts. `notes` are sentences for the reader of the report.
+    must know to keep the parts. `notes` are sentences for the reader of the report. `whole_train` are all training rows
+    where the LLM learns from a sample of them, None where it learns from all.
     """
 
     splits: Splits[Table]
@@ -49,6 +51,23 @@ class Prepared:
     history: tuple[Change, ...]
     remembered: Earlier
     notes: tuple[str, ...] = ()
+    whole_train: Table | None = None
+
+
+def limit_training(prepared: Prepared, most: int | None, *, seed: int) -> Prepared:
+    """At most so many training rows for the LLM, of each label its share; all of them stay at hand for TF-IDF."""
+    train = prepared.splits.train
+    if most is None or most >= len(train):
+        return prepared
+    few = limited(train, most, seed=seed)
+    note = f"The LLM learns from {len(few)} of {len(train)} training rows (tuning.most_rows); TF-IDF from all of them."
+    return replace(
+        prepared,
+        splits=replace(prepared.splits, train=few),
+        history=(*prepared.history, few.history[-1]),
+        notes=(*prepared.notes, note),
+        whole_train=train,
+    )
 
 
 def prepare(table: Table, config: DataConfig, *, seed: int, listen: Listener = silent) -> Prepared:
