@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--weights", type=Path, help="the bundle with torch's weights, where BUNDLE is an export")
     chosen = parser.parse_args()
     if chosen.part == "write":
         chosen.target.write_text(_page(), encoding="utf-8")
@@ -143,12 +144,12 @@ def _wait_for(port: int, *, timeout: float) -> None:
 
 def _compare(chosen: argparse.Namespace) -> dict[str, Any]:
     """Goodput with 32 clients: ours with the engine that it chooses and with the same one as the others, and others."""
-    requests = requests_of(_texts(), path="/predict")
+    requests, weights = requests_of(_texts(), path="/predict"), chosen.weights or chosen.target
     systems = {
         "ours": lambda: _ours(chosen.target, chosen.engine),
-        "ours, torch fp32": lambda: _ours(chosen.target, "torch-fp32"),
-        "LitServe, torch fp32, batches of 32": lambda: _peer("litserve", chosen.target),
-        "FastAPI and pipeline, torch fp32": lambda: _peer("fastapi", chosen.target),
+        "ours, torch fp32": lambda: _ours(weights, "torch-fp32"),
+        "LitServe, torch fp32, batches of 32": lambda: _peer("litserve", weights),
+        "FastAPI and pipeline, torch fp32": lambda: _peer("fastapi", weights),
     }
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
     for _ in range(chosen.rounds):

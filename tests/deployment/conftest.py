@@ -161,3 +161,36 @@ def several_server(several_bundle):
     server = Served(several_bundle, "--name", "guard")
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def pair_bundle(tmp_path_factory, make_folder):
+    """The folder of a bundle that reads pairs of texts."""
+    import torch
+
+    from tagsmith.config import ModelConfig
+    from tagsmith.data.encoding import Encoder
+    from tagsmith.deployment.manifest import staging
+    from tagsmith.deployment.weights import write_classifier
+    from tagsmith.labels import Labels
+    from tagsmith.model.backbone import load_backbone
+    from tagsmith.model.classifier import assemble
+
+    source = make_folder("bert")
+    encoder = Encoder.from_folder(source, max_tokens=48, pairs=True)
+    labels = Labels.of(["contradicts", "follows"])
+    classifier = assemble(load_backbone(source), encoder, ModelConfig(max_tokens=48), labels=labels, seed=0)
+    classifier = classifier.eval().requires_grad_(False)
+    torch.nn.init.normal_(classifier.head.score.weight, std=0.5, generator=torch.Generator().manual_seed(3))
+    folder = tmp_path_factory.mktemp("pairs") / "bundle"
+    with staging(folder, force=False) as aside:
+        write_classifier(aside, classifier, recipe={"config": {}})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair_server(pair_bundle):
+    """A server of a classifier of pairs."""
+    server = Served(pair_bundle, "--name", "pairs")
+    yield server
+    server.close()

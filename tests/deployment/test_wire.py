@@ -314,6 +314,49 @@ def test_a_tensor_that_is_no_text_is_refused(tensor, llama_server):
     assert isinstance(answer.json["error"], str)
 
 
+# ---- Pairs
+
+PAIRS = [("the room was great", "our waiter was rude"), ("soup", "bread and soup")]
+
+
+@pytest.fixture(scope="module")
+def expected_of_pairs(pair_bundle):
+    bundle = load(pair_bundle)
+    answers = bundle.engine.answer([first for first, _ in PAIRS], [second for _, second in PAIRS])
+    return [dict(zip(bundle.labels, answer.probabilities, strict=True)) for answer in answers]
+
+
+def test_a_pair_is_flat_and_pairs_are_nested_on_the_route_of_text_embeddings_inference(pair_server, expected_of_pairs):
+    check(pair_server.ask("/predict", {"inputs": list(PAIRS[0])}).json, expected_of_pairs[0])
+    found = pair_server.ask("/predict", {"inputs": [list(pair) for pair in PAIRS]}).json
+    for labels, wanted in zip(found, expected_of_pairs, strict=True):
+        check(labels, wanted)
+
+
+def test_pairs_are_answered_on_every_route_that_has_a_way_to_say_them(pair_server, expected_of_pairs):
+    said = [{"text": first, "text_pair": second} for first, second in PAIRS]
+    for labels, wanted in zip(pair_server.ask("/", {"inputs": said}).json, expected_of_pairs, strict=True):
+        check(labels, wanted)
+    tensors = [
+        {"name": name, "shape": [2], "datatype": "BYTES", "data": [pair[place] for pair in PAIRS]}
+        for place, name in enumerate(["text", "text_pair"])
+    ]
+    answer = pair_server.ask("/v2/models/pairs/infer", {"inputs": tensors, "outputs": [{"name": "probabilities"}]})
+    wanted = [list(probs.values()) for probs in expected_of_pairs]
+    np.testing.assert_allclose(np.reshape(answer.json["outputs"][0]["data"], (2, 2)), wanted, atol=1e-5)
+    lines = "\n".join(map(json.dumps, said)).encode()
+    answer = pair_server.ask("/batch", raw=lines, headers={"content-type": "application/x-ndjson"})
+    for line, probs in zip(answer.body.splitlines(), expected_of_pairs, strict=True):
+        assert json.loads(line)["probabilities"] == pytest.approx(probs, abs=1e-5)
+
+
+def test_a_classifier_of_pairs_refuses_single_texts(pair_server):
+    for path, body in (("/", {"inputs": "a"}), ("/predict", {"inputs": [["a"], ["b"]]}), ("/classify", {"input": "a"})):
+        answer = pair_server.ask(path, body)
+        assert answer.status == (400 if path == "/classify" else 422)
+        assert b"pairs of texts" in answer.body
+
+
 # ---- Many lines
 
 
