@@ -138,3 +138,25 @@ def test_the_table_of_answers_is_that_of_the_confusion(llama_bundle):
     counts = np.zeros((2, 2), dtype=int)
     np.add.at(counts, (table["truth"], table["answer"]), 1)
     assert counts.tolist() == report["test"]["confusion"]["counts"]
+
+
+def test_an_evaluation_may_measure_otherwise_and_decide_nothing(llama_bundle, tmp_path, make_rows, save_csv):
+    rows = [(text, label, "north" if i % 2 else "south") for i, (text, label) in enumerate(make_rows(160, seed=4))]
+    source = save_csv(tmp_path / "rows.csv", rows, header=("text", "label", "shop"))
+    report = evaluate(llama_bundle, source, settings={"evaluation": {"slices": ["shop"], "robustness_rows": 30}})
+    assert {entry["value"] for entry in report.slices if entry["by"] == "shop"} == {"north", "south"}
+    assert report.robustness[0]["n"] <= 30
+    chosen = report_of(llama_bundle)["cascade"]["chosen"]
+    assert report.cascade["chosen"]["threshold"] == chosen["threshold"]
+    with pytest.raises(SettingError, match="evaluation.max_error cannot be changed"):
+        evaluate(llama_bundle, source, settings={"evaluation": {"max_error": 0.1}})
+
+
+def test_the_summary_names_the_price(llama_bundle, capsys):
+    from tagsmith.console import Console
+
+    Console().summary(report_of(llama_bundle), llama_bundle)
+    shown = capsys.readouterr().err
+    assert run_of(llama_bundle)["verdict"] in shown
+    assert "frozen probe" in shown
+    assert "Cascade: " in shown

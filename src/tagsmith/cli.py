@@ -361,15 +361,19 @@ def evaluate(
     query: Query = None,
     out: Annotated[Path | None, typer.Option(help="A folder for report.json and report.html.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="Write the page alone; it quotes texts of rows.")] = None,
+    settings: Setting = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Measure a bundle on other labelled rows, and say whether they differ from those that it was tested on."""
+    from tagsmith.config import merge, parse_setting
     from tagsmith.console import Console
     from tagsmith.pipeline import evaluate as run
 
     with Console() as console:
-        report = run(bundle, source, query=query, out=out, page=page, force=force, listen=console).as_dict()
+        chosen = merge(*(parse_setting(each) for each in settings or ()))
+        found = run(bundle, source, query=query, settings=chosen, out=out, page=page, force=force, listen=console)
+        report = found.as_dict()
     if as_json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
         return

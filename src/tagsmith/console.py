@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -61,14 +62,17 @@ class Console:
         """A line of text."""
         self._console.print(escape(text))
 
-    def scores(self, report: Mapping[str, Any], *, file: TextIO | None = None) -> None:
-        """The verdict and the scores of model and baselines, as a table."""
+    def scores(
+        self, report: Mapping[str, Any], *, run: Mapping[str, Any] | None = None, file: TextIO | None = None
+    ) -> None:
+        """The scores of model and baselines, as a table, and the verdict, with its price where `run` knows it."""
         console = RichConsole(file=file or sys.stderr, highlight=False, soft_wrap=True)
         shares = {"accuracy": "accuracy", "macro F1": "macro_f1"}
         if report["test"].get("kind") == "multi_label":
             shares = {"micro F1": "micro_f1", "macro F1": "macro_f1"}
         rows = RichTable("", *shares, "log loss", box=None, pad_edge=False, header_style="bold")
         named = {"this classifier": report["test"], "TF-IDF + linear": report["baselines"]["tfidf"]}
+        named |= {"frozen probe": report["baselines"]["probe"]} if report["baselines"].get("probe") else {}
         named |= {"majority": report["baselines"]["majority"]}
         named |= {"before tuning": report["before_tuning"]} if report.get("before_tuning") else {}
         for name, scores in named.items():
@@ -81,7 +85,10 @@ class Console:
             console.print(escape(f"Note: {note}"))
         if report.get("shift"):
             console.print(escape(report["shift"]["text"]))
-        console.print(f"\n[bold]{escape(report['verdict']['text'])}[/bold]")
+        facts = run or {}
+        if report.get("cascade") and facts.get("cost"):
+            console.print(escape(f"\nCascade: {report['cascade']['text']}"))
+        console.print(f"\n[bold]{escape(facts.get('verdict') or report['verdict']['text'])}[/bold]")
 
     def check(self, found: Mapping[str, Any]) -> None:
         """What a check found, on stdout; titles stand out where it is a terminal."""
@@ -96,7 +103,8 @@ class Console:
         """All that is said at the end of a training."""
         if report.get("book"):
             self._book(report["book"])
-        self.scores(report)
+        facts = folder / "run.json"
+        self.scores(report, run=json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else None)
         self.say(f'\nReport: {folder / "report.html"}\nBundle: {folder}\nAsk it: tagsmith predict {folder} "a text"')
         self.say(f"Serve it: tagsmith serve {folder}")
 

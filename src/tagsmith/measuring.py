@@ -22,6 +22,7 @@ from tagsmith.weighing import bear, weigh
 
 if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
+    from tagsmith.evaluation.cascade import Sides
     from tagsmith.evaluation.report import Report
     from tagsmith.evaluation.sections import Asked
     from tagsmith.model.activations import States
@@ -109,26 +110,69 @@ def count_look(table: Table, run: Run, *, what: str) -> None:
         run.listen(Event("evaluation", "note", values={"text": looks.note}))
 
 
+def cascade_again(
+    bundle: Bundle, table: Table, truth: np.ndarray, probs_NC: np.ndarray, tfidf_NC: np.ndarray, run: Run
+) -> dict[str, Any] | None:
+    """The bundle's cascade on other rows; None in bundles that have none."""
+    from tagsmith.evaluation.cascade import again
+
+    kept = bundle.report.get("cascade")
+    if not kept:
+        return None
+    test = _sides(bundle, truth, probs_NC, tfidf_NC)
+    return again(kept, test, table.groups, margin=run.config.evaluation.margin)
+
+
+def robustness_again(
+    bundle: Bundle, table: Table, truth: np.ndarray, probs: Mapping[str, np.ndarray], run: Run
+) -> list[dict[str, Any]]:
+    """How other rows are answered when they are damaged; nothing of bundles without an LLM."""
+    from tagsmith.deployment.torch_engine import TorchEngine
+
+    if not isinstance(bundle.engine, TorchEngine):
+        return []
+    config = run.config
+    return bear(bundle, table, truth, probs, thresholds=bundle.thresholds, config=config.evaluation, seed=config.seed)
+
+
+_MEASURING = ("slices", "costs", "margin", "resamples", "robustness_rows")
+"""Settings of a training that say what is measured, and that a later evaluation may change."""
+
+
+def require_measuring(settings: Mapping[str, Any]) -> None:
+    """SettingError for settings that decide on more than what is measured."""
+    names = [f"{section}.{key}" for section, values in settings.items() for key in values]
+    other = [name for name in names if name.removeprefix("evaluation.") not in _MEASURING]
+    if other:
+        raise SettingError(
+            f"{', '.join(other)} cannot be changed when a bundle is evaluated: it was decided in training. Expected "
+            f"evaluation settings of what is measured: {', '.join(_MEASURING)}."
+        )
+
+
+def _sides(bundle: Bundle, truth: np.ndarray, model_NC: np.ndarray, baseline_NC: np.ndarray) -> Sides:
+    from tagsmith.evaluation.cascade import Sides
+    from tagsmith.evaluation.sections import right_rows, sureness
+
+    own, lexical = ((bundle.thresholds or {}).get(system) for system in ("model", "tfidf"))
+    return Sides(
+        sureness(baseline_NC, lexical), right_rows(truth, baseline_NC, lexical), right_rows(truth, model_NC, own)
+    )
+
+
 def _cascade(
     bundle: Bundle, prepared: Prepared, result: Result, run: Run, probs_NC: np.ndarray, tfidf_NC: np.ndarray
 ) -> dict[str, Any]:
     """TF-IDF where it is sure, by the calibration rows or where there are none by the validation rows."""
-    from tagsmith.evaluation.cascade import Sides, cascade_of
-    from tagsmith.evaluation.sections import right_rows, sureness
+    from tagsmith.evaluation.cascade import cascade_of
 
     name = "calibration" if len(result.parts["calibration"].truth) else "validation"
     classifier, held = bundle.engine.classifier, getattr(prepared.splits, name)
     held_out_NC = classifier.calibration.probabilities(result.logits(classifier, name))
-    own, lexical = ((bundle.thresholds or {}).get(system) for system in ("model", "tfidf"))
-
-    def sides(truth: np.ndarray, model_NC: np.ndarray, baseline_NC: np.ndarray) -> Sides:
-        return Sides(
-            sureness(baseline_NC, lexical), right_rows(truth, baseline_NC, lexical), right_rows(truth, model_NC, own)
-        )
-
+    held_out_tfidf_NC = bundle.baseline_probabilities(held.texts)["tfidf"]
     return cascade_of(
-        sides(result.parts[name].truth, held_out_NC, bundle.baseline_probabilities(held.texts)["tfidf"]),
-        sides(result.parts["test"].truth, probs_NC, tfidf_NC),
+        _sides(bundle, result.parts[name].truth, held_out_NC, held_out_tfidf_NC),
+        _sides(bundle, result.parts["test"].truth, probs_NC, tfidf_NC),
         prepared.splits.test.groups,
         held_out_name=name,
         margin=run.config.evaluation.margin,

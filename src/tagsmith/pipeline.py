@@ -26,7 +26,7 @@ from tagsmith.answering import fit_answering, require_provable
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.auditing import look_at_others, look_back
 from tagsmith.catalogue import ASSETS
-from tagsmith.config import Config, settings_of
+from tagsmith.config import Config, merge, settings_of
 from tagsmith.data.column_cleaning import clean_table
 from tagsmith.data.labelling import SIMILAR
 from tagsmith.data.pairs import PAIR
@@ -35,7 +35,16 @@ from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import Table
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
-from tagsmith.measuring import asked_of, book_tables, count_look, data_section, measure_test
+from tagsmith.measuring import (
+    asked_of,
+    book_tables,
+    cascade_again,
+    count_look,
+    data_section,
+    measure_test,
+    require_measuring,
+    robustness_again,
+)
 from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.rivals import rival_probabilities
 from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
@@ -146,6 +155,7 @@ def evaluate(
     out: str | Path | None = None,
     page: str | Path | None = None,
     force: bool = False,
+    settings: Mapping[str, Any] | None = None,
     listen: Listener = silent,
 ) -> Report:
     """Measure a bundle on other labelled rows, and say whether they differ from those that it was tested on.
@@ -156,6 +166,7 @@ def evaluate(
         bundle: its folder, or a loaded one.
         source: as in `train`.
         query: what a database is asked, never the one of the training.
+        settings: those of the training that say what is measured, changed, as `{"evaluation": {"slices": ["shop"]}}`.
         out: folder for report.json and its page, and
         page: file for the page alone; with texts of the rows in it.
         force: replace what is there.
@@ -168,7 +179,8 @@ def evaluate(
 
     refuse_evaluation(out, page, force=force)
     loaded = load(bundle) if isinstance(bundle, str | Path) else bundle
-    config = Config.of(loaded.settings["config"]).with_settings({"data": {"query": query}})
+    require_measuring(settings or {})
+    config = Config.of(loaded.settings["config"]).with_settings(merge(settings or {}, {"data": {"query": query}}))
     command = ["tagsmith", "evaluate", str(loaded.folder), name_of(source), *(["--query", query] if query else [])]
     run = Run(config, listen, command=shlex.join(command))
     _require_use_of_query(config, source)
@@ -184,8 +196,9 @@ def evaluate(
         )
     used = grouped.table.take(answered)
     count_look(used, run, what="evaluate")
-    truth = truth_of(table, loaded.engine.labels)[answered]
-    looked = look_at_others(loaded, used, truth, probs_NC[answered], listen=listen, seed=config.seed)
+    truth = truth_of(used, loaded.engine.labels)
+    probs_NC, rivals = probs_NC[answered], rival_probabilities(loaded, used.texts)
+    looked = look_at_others(loaded, used, truth, probs_NC, listen=listen, seed=config.seed)
     report = build_report(
         data=data_section(
             grouped.table.history, rows=len(table), splits={"test": len(table)}, labels=loaded.engine.labels
@@ -193,12 +206,14 @@ def evaluate(
         model=loaded.report.get("model", {}),
         settings=config.model_dump(),
         truth=truth,
-        probs=probs_NC[answered],
-        baseline_probs=rival_probabilities(loaded, used.texts),
+        probs=probs_NC,
+        baseline_probs=rivals,
         thresholds=loaded.thresholds,
         metric=config.evaluation.metric,
         groups=used.groups,
         asked=asked_of(used, loaded, run),
+        cascade=cascade_again(loaded, used, truth, probs_NC, rivals["tfidf"], run),
+        robustness=robustness_again(loaded, used, truth, {"model": probs_NC, "tfidf": rivals["tfidf"]}, run),
         labels=loaded.engine.labels,
         calibration=loaded.settings["calibration"],
         notes=run.notes,
@@ -208,7 +223,8 @@ def evaluate(
         seed=config.seed,
     )
     report = replace(report, **looked.keys)
-    write_evaluation(report, looked.texts, environment=_environment(), out=out, page=page)
+    facts = {**run.apart, "environment": _environment()}
+    write_evaluation(report, looked.texts, run=facts, out=out, page=page)
     return report
 
 

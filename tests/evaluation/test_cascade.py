@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tagsmith.evaluation.cascade import Sides, cascade_of
+from tagsmith.evaluation.cascade import Sides, again, cascade_of
 
 
 def sides(n, *, seed, baseline=0.9, model=0.95):
@@ -50,3 +50,14 @@ def test_the_test_rows_choose_nothing():
     held = sides(500, seed=0)
     first, second = (found(held, sides(300, seed=seed))["chosen"]["threshold"] for seed in (1, 2))
     assert first == second
+
+
+def test_a_cascade_goes_on_with_its_threshold_on_other_rows():
+    cascade = found(sides(1000, seed=0), sides(1000, seed=1))
+    later = sides(500, seed=2)
+    moved = again(cascade, later, np.arange(500), margin=1.0)
+    assert moved["chosen"]["threshold"] == cascade["chosen"]["threshold"]
+    assert moved["chosen"]["on"] == cascade["chosen"]["on"]
+    assert moved["chosen"]["accuracy"]["value"] == later.right(cascade["chosen"]["threshold"]).mean()
+    assert [p["threshold"] for p in moved["points"]] == [p["threshold"] for p in cascade["points"]]
+    assert (moved["points"][0]["share"], moved["points"][-1]["share"]) == (0, 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tagsmith.config import Config
-from tagsmith.errors import BundleError
+from tagsmith.errors import BundleError, DataError
 from tagsmith.evaluation.report import Report, build_report
 from tagsmith.labels import Labels
 
@@ -80,3 +80,50 @@ def test_keys_of_later_releases_are_left_out_and_missing_ones_are_named():
     del plain["verdict"]
     with pytest.raises(BundleError, match="verdict"):
         Report.from_dict(plain)
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (lambda probs: probs * 1.4, "sum is 1.4"),
+        (lambda probs: np.log(probs), "give softmax outputs, not logits"),
+        (lambda probs: np.where(np.arange(60)[:, None] == 7, np.nan, probs), "row 7 are none: nan.*1 of 60 rows"),
+    ],
+)
+def test_probabilities_that_are_none_are_refused(broken, told):
+    probs = softmax(np.random.default_rng(1).normal(size=(60, 3)))
+    with pytest.raises(DataError, match=told):
+        built_with(broken(probs))
+
+
+def built_with(probs):
+    shares = np.full((60, 3), 1 / 3)
+    truth, labels = np.arange(60) % 3, Labels(("a", "b", "c"))
+    return build_report(
+        truth=truth, probs=probs, data={}, model={}, settings={}, baseline_probs={"majority": shares, "tfidf": shares},
+        groups=np.arange(60), labels=labels, margin=1.0, resamples=200, seed=7,
+    )  # fmt: skip
+
+
+def test_a_mixture_and_the_llm_in_it_are_both_compared_and_corrected():
+    alone = built().as_dict()
+    assert [each["model"] for each in alone["comparisons"]] == ["served"]
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 60)
+    llm = softmax(rng.normal(size=(60, 3)) + 1.0 * np.eye(3)[truth])
+    both = built(llm_probs=llm).as_dict()
+    served, by_itself = both["comparisons"]
+    assert (served["model"], by_itself["model"]) == ("served", "llm")
+    assert both["verdict"]["p_value"] == served["p_value"]
+    single = alone["comparisons"][0]["p_value"]
+    assert served["p_value"] in (pytest.approx(single), pytest.approx(min(1.0, 2 * single)))
+    assert max(served["p_value"], by_itself["p_value"]) >= 2 * min(single, 0.5) or served["p_value"] == single
+
+
+def test_parts_that_people_look_at_are_there():
+    plain = built(n=400).as_dict()
+    assert sum(each["count"] for each in plain["reliability"]) == 400
+    assert plain["abstention"]["risk_coverage"][-1][0] == 1
+    assert {each["by"] for each in plain["slices"]} == {"label"}
+    assert len(plain["score_table"]["row"]) == 400
+    assert plain["expected_cost"] is None

@@ -56,19 +56,20 @@ def write_evaluation(
     report: Report,
     texts: PageTexts,
     *,
-    environment: Mapping[str, Any],
+    run: Mapping[str, Any],
     out: str | Path | None,
     page: str | Path | None,
 ) -> None:
-    """Write what was measured on other rows: report.json and its page into `out`, the page alone as `page`."""
+    """Write what was measured on other rows into `out`, and its page alone as `page`; `run` is what run.json says."""
     from tagsmith.evaluation.page.drawing import draw
 
     pages = [] if page is None else [Path(page)]
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (Path(out) / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         pages.append(Path(out) / "report.html")
     if pages:
-        drawn = draw(report.as_dict(), {"environment": environment}, texts)
+        drawn = draw(report.as_dict(), run, texts)
         for path in pages:
             path.write_text(drawn, encoding="utf-8")

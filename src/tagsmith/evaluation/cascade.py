@@ -6,6 +6,7 @@ Axes: N rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,20 @@ def cascade_of(
     thresholds = [_threshold(held_out.sure, share) for share in levels]
     alone = held_out.right_model.sum()
     chosen = max((t for t in thresholds if held_out.right(t).sum() >= alone), key=lambda t: -t, default=math.inf)
+    on = {"part": held_out_name, "rows": len(held_out.sure)}
+    return cascade_at(thresholds, chosen, test, groups, on=on, margin=margin)
+
+
+def cascade_at(
+    thresholds: Sequence[float],
+    chosen: float,
+    test: Sides,
+    groups: np.ndarray,
+    *,
+    on: Mapping[str, Any],
+    margin: float,
+) -> dict[str, Any]:
+    """The cascade with a threshold that was `chosen` before, `on` which rows, measured on `test` rows."""
     right = test.right(chosen)
     share = float((test.sure >= chosen).mean())
     verdict = compare_hits(right, test.right_model, groups, margin=margin, names=("cascade", "the LLM alone"))
@@ -53,10 +68,24 @@ def cascade_of(
             "llm_share": 1 - share,
             "accuracy": proportion(right, groups).as_dict(),
             "difference": verdict.difference.as_dict(),
-            "on": {"part": held_out_name, "rows": len(held_out.sure)},
+            "on": dict(on),
         },
         "text": _told(share, verdict.difference.value, float(right.mean())),
     }
+
+
+def again(cascade: Mapping[str, Any], test: Sides, groups: np.ndarray, *, margin: float) -> dict[str, Any]:
+    """A cascade of an earlier report.json on other rows: same thresholds, same choice."""
+    points = [_parsed(point["threshold"], point["share"]) for point in cascade["points"]]
+    chosen = cascade["chosen"]
+    return cascade_at(
+        points, _parsed(chosen["threshold"], chosen["share"]), test, groups, on=chosen["on"], margin=margin
+    )
+
+
+def _parsed(threshold: float | None, share: float) -> float:
+    """A threshold of report.json: without one TF-IDF answers either nothing or everything."""
+    return threshold if threshold is not None else (math.inf if share <= 0 else -math.inf)
 
 
 def _threshold(sure: np.ndarray, share: float) -> float:

@@ -48,6 +48,7 @@ class Report:
     abstention: Plain = field(default_factory=dict)
     cascade: Plain | None = None
     slices: list[Plain] = field(default_factory=list)
+    at_prior: Plain | None = None
     expected_cost: Plain | None = None
     robustness: list[Plain] = field(default_factory=list)
     score_table: Plain | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tagsmith.evaluation.abstention import answered, risk_coverage, surety
+from tagsmith.evaluation.at_prior import scores_at_prior
 from tagsmith.evaluation.costs import cheapest_answers, cost_matrix, expected_cost
 from tagsmith.evaluation.label_sets import claims
 from tagsmith.evaluation.proportions import proportion
@@ -28,9 +29,9 @@ class Asked:
     """What the parts need beside truth and probabilities.
 
     `rows (N,)` are numbers in the source; `facets` give a value for each row by which accuracy is sliced, None for
-    none; `costs[truth][answer]` and the `prior (C,)` of labels where the classifier works, None where costs were not
-    asked for; `sureties (C,)` are those from which labels are answered, None where all are, and `certificate` is what
-    is known of that.
+    none; `costs[truth][answer]` are what answers cost, and `prior (C,)` the shares of labels where the classifier
+    works, None where they are not known; `sureties (C,)` are those from which labels are answered, None where all are,
+    and `certificate` is what is known of that.
     """
 
     rows: np.ndarray | None = None
@@ -89,6 +90,16 @@ def sections_of(
         "slices": slices_of(measured.right, groups, _facets(measured, asked)),
         "score_table": score_table(rows, truth, probs, thresholds),
     }
+    if asked.prior is not None and thresholds is None:
+        sections["at_prior"] = scores_at_prior(
+            truth,
+            probs.argmax(axis=1),
+            groups,
+            labels=measured.labels,
+            prior=asked.prior,
+            resamples=resamples,
+            seed=seed,
+        )
     if asked.costs:
         matrix = cost_matrix(asked.costs, measured.labels)
         answers = {"model": probs.argmax(axis=1), "cheapest_answers": cheapest_answers(probs, matrix)}

@@ -42,6 +42,7 @@ _NO_TEXTS = PageTexts()
 
 def draw(report: Mapping[str, Any], run: Mapping[str, Any], texts: PageTexts = _NO_TEXTS) -> str:
     """The page of a report.json, with the facts of a run.json and the texts that it quotes."""
+    report = _with_facts(report, run)
     sections = [
         scores_section(report),
         shift_section(report),
@@ -67,6 +68,12 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], texts: PageTexts = _
     if (report.get("score_table") or {}).get("probabilities"):
         data |= {"thresholds": threshold_curves(report)}
     return assemble("Tagsmith report", verdict_of(report), sections, data=data)
+
+
+def _with_facts(report: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The report with what a run.json knows better: the verdict with its price, and the looks at the test rows."""
+    verdict = report["verdict"] | ({"text": run["verdict"]} if run.get("verdict") else {})
+    return {**report, "verdict": verdict, "looks": run.get("looks") or report.get("looks")}
 
 
 def assemble(title: str, opening: Html, sections: Sequence[Html], *, data: Mapping[str, Any]) -> str:

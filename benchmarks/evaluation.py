@@ -1,0 +1,387 @@
+"""Evaluation measured: its speed and memory, whether intervals cover, calibration on real data, texts out of scope.
+
+Each cell runs in a process of its own, and a finished one is kept under build/benchmarks.
+
+    python benchmarks/evaluation.py --write docs/benchmarks/evaluation.md
+    python benchmarks/evaluation.py --only speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import cell
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+SEED = 123
+ROWS, LABELS = 100_000, 10
+SETS = {
+    "sms": ("sms_spam/SMSSpamCollection.tsv", None),
+    "trec6": ("trec6/train.parquet", "trec6/test.parquet"),
+    "banking77": ("banking77/train.parquet", "banking77/test.parquet"),
+    "emotion": ("emotion/train.parquet", "emotion/test.parquet"),
+    "ag_news_10k": ("ag_news_10k/train.parquet", "ag_news_10k/test.parquet"),
+}
+MOST_TRAIN, MOST_TEST = 6_000, 2_000
+
+
+def main() -> None:
+    """Run the cells and print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, help="write the page there too")
+    parser.add_argument("--only", choices=["speed", "coverage", "resampled", "calibration", "scope"])
+    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.cell:
+        print(json.dumps(CELLS[arguments.cell[0]](**json.loads(arguments.cell[1]))))
+        return
+    if not DATA.is_dir():
+        sys.exit(f"The data sets are not at {DATA}: this benchmark needs them.")
+    parts = {arguments.only: PARTS[arguments.only]} if arguments.only else PARTS
+    page = "\n".join(line for part in (_head, *parts.values()) for line in part()) + "\n"
+    print(page)
+    if arguments.write:
+        arguments.write.write_text(page, encoding="utf-8")
+
+
+def _head() -> Iterator[str]:
+    yield "# Evaluation: speed, coverage, calibration, texts out of scope"
+    yield ""
+    yield "Command: `python benchmarks/evaluation.py`. Other programs shared the cores."
+    yield f"Machine: {_processor()}, {platform.system()}, Python {platform.python_version()}."
+    yield f"Date: {datetime.now(UTC).date()}. Seed: {SEED}."
+    yield ""
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+# ---- Speed
+
+
+def _speed() -> Iterator[str]:
+    yield "## All measures of 100,000 predictions of 10 labels"
+    yield ""
+    yield "| rows | CPU seconds | peak GiB |"
+    yield "|---|---|---|"
+    for kind in ("each row its own group", "rows in groups", "several labels a text"):
+        found = cell(__file__, "speed", kind=kind)
+        yield f"| {kind} | {found['seconds']:.1f} | {found['gib']:.2f} |"
+    yield ""
+    yield "Aim: under 30 s and 1 GiB. 2,000 resamples; reliability, coverage, slices and the table of answers included."
+    yield ""
+
+
+def speed(*, kind: str) -> dict[str, float]:
+    """CPU seconds and peak memory of all measures."""
+    from tagsmith.evaluation.label_sets import measure_sets
+    from tagsmith.evaluation.metrics import measure
+    from tagsmith.evaluation.sections import Asked, Measured, sections_of
+    from tagsmith.labels import Labels
+
+    rng = np.random.default_rng(SEED)
+    truth = rng.integers(0, LABELS, ROWS)
+    logits = rng.normal(size=(ROWS, LABELS))
+    logits[np.arange(ROWS), truth] += 2
+    groups = rng.integers(0, ROWS, ROWS) if kind == "rows in groups" else np.arange(ROWS)
+    several = kind == "several labels a text"
+    labels = Labels(tuple(f"label {i}" for i in range(LABELS)), several)
+    drawn = {"resamples": 2000, "seed": SEED}
+    started = time.process_time()
+    if several:
+        probs, halves = 1 / (1 + np.exp(-logits)), np.full(LABELS, 0.5)
+        sets = rng.random(probs.shape) < probs
+        measure_sets(sets, probs, groups, thresholds=halves, labels=labels, **drawn)
+        measured = Measured(sets, probs, groups, labels, halves)
+    else:
+        probs = _softmax(logits)
+        measure(truth, probs, groups, labels=labels, **drawn)
+        measured = Measured(truth, probs, groups, labels)
+    sections_of(measured, Asked(), baseline_probs={}, **drawn)
+    seconds = time.process_time() - started
+    return {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+# ---- Coverage
+
+MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc", "roc_auc", "pr_auc", "log_loss", "brier")
+PRIORS = ([0.5, 0.5], [0.87, 0.13], [0.4, 0.3, 0.2, 0.1])
+
+
+def _coverage() -> Iterator[str]:
+    yield "## Do 95 % intervals cover?"
+    yield ""
+    yield "Simulated: 2 labels (even, and 13 % of one) and 4 labels; models that are right in 55 to 99.8 % of the rows;"
+    yield "none, or 35 %, of the rows in groups of 2 to 5 that agree. The share of samples whose interval holds the"
+    yield "measure of 300,000 further rows: its mean over 18 settings, the smallest of them in brackets."
+    yield ""
+    yield f"| rows | {' | '.join(name.replace('_', ' ') for name in MEASURES)} |"
+    yield f"|---|{'---|' * len(MEASURES)}"
+    for rows in (100, 300, 1000):
+        found = [
+            cell(__file__, "coverage", rows=rows, prior=prior, skill=skill, grouped=grouped)
+            for prior in PRIORS for skill in (1.0, 2.5, 4.0) for grouped in (0.0, 0.35)
+        ]  # fmt: skip
+        yield f"| {rows:,} | {' | '.join(_mean_and_least([each[name] for each in found]) for name in MEASURES)} |"
+    yield ""
+
+
+def _mean_and_least(shares: Sequence[float]) -> str:
+    return f"{100 * np.mean(shares):.1f} ({100 * min(shares):.0f})"
+
+
+def coverage(*, rows: int, prior: Sequence[float], skill: float, grouped: float, trials: int = 200) -> dict[str, float]:
+    """The share of `trials` in which each interval holds the truth."""
+    from tagsmith.evaluation.metrics import measure
+
+    labels = _labels(len(prior))
+    true = measure(*_drawn(300_000, prior, skill, 0.0, seed=SEED), labels=labels, resamples=200, seed=SEED).measures
+    inside = {name: 0 for name in MEASURES}
+    for trial in range(trials):
+        sample = _drawn(rows, prior, skill, grouped, seed=SEED + 1 + trial)
+        found = measure(*sample, labels=labels, resamples=400, seed=trial).measures
+        for name in MEASURES:
+            inside[name] += found[name].low <= true[name].value <= found[name].high
+    return {name: count / trials for name, count in inside.items()}
+
+
+def _drawn(rows: int, prior: Sequence[float], skill: float, grouped: float, *, seed: int) -> tuple[np.ndarray, ...]:
+    rng, sizes, classes = np.random.default_rng(seed), [], len(prior)
+    while sum(sizes) < grouped * rows:
+        sizes.append(int(rng.integers(2, 6)))
+    sizes += [1] * max(rows - sum(sizes), 0)
+    groups = np.repeat(np.arange(len(sizes)), sizes)[:rows]
+    truth = rng.choice(classes, p=prior, size=len(sizes))[groups]
+    common = rng.normal(size=(len(sizes), classes))[groups]
+    logits = np.sqrt(0.7) * common + np.sqrt(0.3) * rng.normal(size=(rows, classes))
+    logits[np.arange(rows), truth] += skill
+    return truth, _softmax(logits), groups
+
+
+def _labels(classes: int) -> Any:
+    from tagsmith.labels import Labels
+
+    return Labels(tuple(f"label {i}" for i in range(classes)))
+
+
+def _resampled() -> Iterator[str]:
+    yield "Resampled from real answers: TF-IDF on the test rows of ag_news_10k (7,600 rows, 4 labels) and trec6 (500"
+    yield "rows, 6 labels, one with 9 rows). All of them are the truth, samples with replacement are measured."
+    yield ""
+    yield f"| rows of | {' | '.join(name.replace('_', ' ') for name in MEASURES)} |"
+    yield f"|---|{'---|' * len(MEASURES)}"
+    for name in ("ag_news_10k", "trec6"):
+        for rows in (100, 300, 1000):
+            found = cell(__file__, "resampled", data=name, rows=rows)
+            yield f"| {name}, {rows:,} | {' | '.join(f'{100 * found[key]:.1f}' for key in MEASURES)} |"
+    yield ""
+
+
+def resampled(*, data: str, rows: int, trials: int = 400) -> dict[str, float]:
+    """The share of samples of real answers whose intervals hold the measures of all answers."""
+    from tagsmith.evaluation.metrics import measure
+    from tagsmith.model.lexical_fitting import fit_lexical
+    from tagsmith.run import labels_of
+
+    train, test = (_table(part, most=10_000) for part in SETS[data])
+    labels = labels_of(train)
+    ids = labels.encode(train.labels)
+    lexical = fit_lexical(train.texts, ids, train.groups, classes=len(labels), seed=SEED)
+    truth, probs = labels.encode(test.labels), lexical.probabilities(test.texts)
+    true = measure(truth, probs, np.arange(len(truth)), labels=labels, resamples=200, seed=SEED).measures
+    inside = {key: 0 for key in MEASURES}
+    for trial in range(trials):
+        drawn = np.random.default_rng(trial).integers(0, len(truth), rows)
+        sample = measure(truth[drawn], probs[drawn], np.arange(rows), labels=labels, resamples=400, seed=trial).measures
+        for key in MEASURES:
+            inside[key] += sample[key].low <= true[key].value <= sample[key].high
+    return {key: count / trials for key, count in inside.items()}
+
+
+def _table(path: str, *, most: int) -> Any:
+    """The rows of a data set, at most so many, drawn by the seed."""
+    from tagsmith.data.readers import read
+
+    named = {"text": "text", "label": "label"} if path.endswith("parquet") else {}
+    table = read(DATA / path, quoting="none", **named)
+    chosen = np.sort(np.random.default_rng(SEED).permutation(len(table))[:most])
+    return table.take(chosen)
+
+
+# ---- Calibration
+
+
+def _calibration() -> Iterator[str]:
+    yield "## Calibration on real data"
+    yield ""
+    yield f"MiniLM-L6 with a probe as its head (`tuning.method=head`), at most {MOST_TRAIN:,} rows and {MOST_TEST:,}"
+    yield "test rows. Log loss on the calibration rows out of fold, without and with scaling; ECE (debiased, 15 bins)"
+    yield "of the test rows beside the 95 % band that a calibrated model of that size would show."
+    yield ""
+    yield "| data | calibration rows | scaling | log loss before | after | falls | test ECE | band | inside |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name in SETS:
+        found = cell(__file__, "calibration", data=name)
+        low, high = found["band"]
+        falls, inside = found["after"] < found["before"], found["ece"] <= high
+        yield (
+            f"| {name} | {found['rows']:,} | {found['method']} | {found['before']:.4f} | {found['after']:.4f} | "
+            f"{_yes(falls)} | {100 * found['ece']:.2f} % | {100 * low:.2f} to {100 * high:.2f} % | {_yes(inside)} |"
+        )
+    yield ""
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "**no**"
+
+
+def calibration(*, data: str) -> dict[str, Any]:
+    """Calibration of a bundle that is trained on a data set, from its report."""
+    from tagsmith.config import Config
+    from tagsmith.pipeline import train
+
+    source, test = SETS[data]
+    table = _table(source, most=MOST_TRAIN)
+    config = Config.of(
+        {
+            "model": {"backbone": "minilm-l6"},
+            "tuning": {"method": "head"},
+            "evaluation": {"robustness_rows": 0},
+            "data": {"rare_labels": "drop"},
+            "seed": SEED,
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        given = None if test is None else _table(test, most=MOST_TEST)
+        bundle = train(table, test=given, out=Path(folder) / "bundle", config=config)
+        run = json.loads((bundle.folder / "run.json").read_text(encoding="utf-8"))
+    found, scores = bundle.report["calibration"], bundle.report["test"]
+    return {
+        "rows": found["rows"],
+        "method": found["method"],
+        "before": found["out_of_fold"]["before"],
+        "after": found["out_of_fold"]["after"],
+        "ece": scores["ece"]["value"],
+        "band": [scores["ece_calibrated"]["low"], scores["ece_calibrated"]["high"]],
+        "accuracy": scores["accuracy"]["value"],
+        "seconds": run["timing"]["evaluation"],
+    }
+
+
+# ---- Texts out of scope
+
+
+def _scope() -> Iterator[str]:
+    yield "## Texts that belong to no label"
+    yield ""
+    found = cell(__file__, "scope")
+    yield "clinc150: 150 intents, and 1,000 texts out of scope (`oos_test`) that training never saw. How well a score"
+    yield "tells the 4,500 test texts from them (AUROC), and how many of them it catches where 5 % of the texts in"
+    yield "scope are lost."
+    yield ""
+    yield "| model | accuracy in scope | score | AUROC | caught at 5 % lost |"
+    yield "|---|---|---|---|---|"
+    for model, about in found.items():
+        for score, each in about["scores"].items():
+            yield (
+                f"| {model} | {100 * about['accuracy']:.1f} % | {score} | {each['auroc']:.3f} | "
+                f"{100 * each['caught']:.1f} % |"
+            )
+    yield ""
+
+
+def scope() -> dict[str, Any]:
+    """How well scores of TF-IDF and of a probe on MiniLM tell texts in scope from those out of it."""
+    import torch
+
+    from tagsmith.assets import backbone_folder
+    from tagsmith.config import ModelConfig
+    from tagsmith.events import silent
+    from tagsmith.model.classifier import build
+    from tagsmith.model.gguf import ready_folder
+    from tagsmith.model.lexical_fitting import fit_lexical
+    from tagsmith.run import labels_of
+    from tagsmith.tuning.learner import Part
+    from tagsmith.tuning.probes import fit_probe, seen_by_head
+
+    train, test, out = (_table(f"clinc150/{part}.parquet", most=15_000) for part in ("train", "test", "oos_test"))
+    labels = labels_of(train)
+    ids, truth = labels.encode(train.labels), labels.encode(test.labels)
+    lexical = fit_lexical(train.texts, ids, train.groups, classes=len(labels), seed=SEED)
+    logits = {"TF-IDF": [np.log(np.maximum(lexical.probabilities(part.texts), 1e-300)) for part in (test, out)]}
+
+    folder = ready_folder(backbone_folder("minilm-l6", listen=silent), listen=silent)
+    classifier = build(folder, ModelConfig(backbone="minilm-l6"), labels=labels, layers=None, seed=SEED)
+
+    def seen(table: Any) -> torch.Tensor:
+        tokens = classifier.encoder.encode(table.texts)
+        part = Part(tokens, np.zeros(len(table), dtype=np.int64), table.groups)
+        return seen_by_head(classifier, part, None, start=None, dtype=torch.bfloat16)
+
+    probe = fit_probe(seen(train), torch.from_numpy(ids), classes=len(labels), strength=10.0, bias=True)
+    logits["probe on MiniLM-L6"] = [probe.logits(seen(part)).numpy() for part in (test, out)]
+    return {
+        name: {"accuracy": float((inside.argmax(axis=1) == truth).mean()), "scores": _told_apart(inside, outside)}
+        for name, (inside, outside) in logits.items()
+    }
+
+
+def _told_apart(inside: np.ndarray, outside: np.ndarray) -> dict[str, dict[str, float]]:
+    from scipy.special import logsumexp
+    from sklearn.metrics import roc_auc_score
+
+    from tagsmith.evaluation.abstention import surety
+
+    scores: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "likeliest label's probability": lambda z: _softmax(z).max(axis=1),
+        "surety (ratio of the two likeliest)": lambda z: surety(_softmax(z)),
+        "entropy": lambda z: (_softmax(z) * np.log(np.maximum(_softmax(z), 1e-300))).sum(axis=1),
+    }
+    if not np.allclose(logsumexp(inside, axis=1), 0, atol=1e-6):
+        scores |= {"largest logit": lambda z: z.max(axis=1), "energy": lambda z: logsumexp(z, axis=1)}
+    found = {}
+    for name, score in scores.items():
+        first, second = np.minimum(score(inside), 1e300), np.minimum(score(outside), 1e300)
+        told = np.append(np.ones(len(first)), np.zeros(len(second)))
+        auroc = roc_auc_score(told, np.append(first, second))
+        found[name] = {"auroc": float(auroc), "caught": float((second < np.quantile(first, 0.05)).mean())}
+    return found
+
+
+CELLS: dict[str, Callable[..., dict[str, Any]]] = {
+    "speed": speed,
+    "coverage": coverage,
+    "resampled": resampled,
+    "calibration": calibration,
+    "scope": scope,
+}
+PARTS = {
+    "speed": _speed,
+    "coverage": _coverage,
+    "resampled": _resampled,
+    "calibration": _calibration,
+    "scope": _scope,
+}
+
+if __name__ == "__main__":
+    main()
