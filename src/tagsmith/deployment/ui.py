@@ -244,7 +244,11 @@ async def _shortened(request: Request, texts: Sequence[str], pair: str | None, *
         pairs = None if pair is None else [pair] * len(places)
         answers = await live.answer(Question([texts[i] for i in places], pairs, counts=False))
         probs_NC[places] = [result.probs_C for result in answers.results]
-    return probs_NC
+    decimals = live.config.decimals
+    if decimals is None:
+        return probs_NC
+    edge = 0.5 / 10**decimals  # of a probability that was rounded to 1 no more is known
+    return np.clip(probs_NC, edge, 1 - edge)
 
 
 @cache
