@@ -239,7 +239,7 @@ def test_a_text_is_labelled_and_its_words_are_shown(browser, llama_server, llama
     assert browser.text("#words") == TEXT
     assert browser.run("return document.querySelectorAll('#words .for, #words .against').length") > 0
     said = browser.run("return document.getElementById('said').textContent")
-    assert said.startswith(f"{answer.label} {100 * answer.probability:.1f} %")
+    assert said.startswith(f"{answer.label} {100 * answer.probability:.1f}\N{NO-BREAK SPACE}%")
 
 
 def test_another_label_is_explained_on_a_click(browser, llama_server):

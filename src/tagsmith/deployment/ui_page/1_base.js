@@ -5,7 +5,7 @@ const shown = (text, most = 400) => {
   const seen = String(text).replace(UNSEEN, "\ufffd");
   return seen.length > most ? seen.slice(0, most).trimEnd() + " \u2026" : seen;
 };
-const percent = (share, digits = 1) => (100 * share).toFixed(digits) + " %";
+const percent = (share, digits = 1) => (100 * share).toFixed(digits) + "\u00a0%";
 const count = (number) => Math.round(number).toLocaleString("en");
 
 function make(tag, options = {}, ...children) {

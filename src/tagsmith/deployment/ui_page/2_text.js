@@ -51,7 +51,7 @@ function answered(question, answer) {
   const named = answer.labels.flatMap((name) => [", ", word(name)]).slice(1);
   const sure = answer.labels.length === 1 ? " " + percent(answer.probabilities[labels.indexOf(answer.labels[0])]) : "";
   const nothing = answer.abstained ? "No answer: none is sure enough" : "No label";
-  $("verdict").replaceChildren(...(named.length ? [...named, sure] : [nothing]));
+  $("verdict").replaceChildren(...(named.length ? [...named, make("span", { className: "sure", text: sure })] : [nothing]));
   const remarks = [
     answer.truncated ? `The text is longer than the ${state.model.max_tokens} tokens that are read: it was cut.` : "",
     answer.abstained && named.length ? "The model would rather not answer: it is not sure enough." : "",
