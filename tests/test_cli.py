@@ -499,3 +499,13 @@ def test_a_candidate_needs_the_plan_it_is_of(run, here, toy_csv):
     code, _, err = run("train", toy_csv, "--take", "2")
     assert code == 3
     assert "--plan BUNDLE" in err
+
+
+def test_reports_are_set_side_by_side(run, llama_bundle, bert_bundle, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, _ = run("report", llama_bundle, "--compare", bert_bundle, "--html", page)
+    assert code == 0
+    assert out.splitlines()[-1] == str(page)
+    assert "model.backbone:" in out
+    assert "<table" in page.read_text(encoding="utf-8")
+    assert run("report", llama_bundle, "--html", page)[0] == 2

@@ -406,15 +406,37 @@ def export(
 
 
 @app.command()
-def report(bundle: BundleFolder) -> None:
-    """Show what a bundle's report says, and where its page is."""
+def report(
+    bundle: BundleFolder,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="BUNDLE", help="Set another bundle beside it; may be given several times."),
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="With --compare: write the comparison as a page.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --html.")] = False,
+) -> None:
+    """Show what a bundle's report says and where its page is, or several reports side by side."""
     from tagsmith.console import Console
     from tagsmith.deployment.manifest import verify
 
-    verify(bundle)
+    if not compare:
+        if page is not None:
+            raise typer.BadParameter("--html goes with --compare; a bundle has its own page, report.html.")
+        verify(bundle)
+        with Console() as console:
+            console.scores(json.loads((bundle / "report.json").read_text(encoding="utf-8")), file=sys.stdout)
+        print(bundle / "report.html")
+        return
+    from tagsmith.deployment.reports import compared, draw_compared
+
+    if page is not None:
+        _refuse_existing(page, force=force)
+    reports, found = compared([bundle, *compare])
     with Console() as console:
-        console.scores(json.loads((bundle / "report.json").read_text(encoding="utf-8")), file=sys.stdout)
-    print(bundle / "report.html")
+        console.side_by_side(found)
+    if page is not None:
+        page.write_text(draw_compared(reports, found), encoding="utf-8")
+        print(page)
 
 
 @app.command()

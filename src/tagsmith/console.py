@@ -90,6 +90,25 @@ class Console:
             console.print(escape(f"\nCascade: {report['cascade']['text']}"))
         console.print(f"\n[bold]{escape(facts.get('verdict') or report['verdict']['text'])}[/bold]")
 
+    def side_by_side(self, compared: Mapping[str, Any]) -> None:
+        """Several reports as a table, then what may be said of each pair; on stdout."""
+        console = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        titles = [key.replace("_", " ") for key in compared["measures"]]
+        rows = RichTable("", "rows", *titles, "TF-IDF", box=None, pad_edge=False, header_style="bold")
+        for i, name in enumerate(compared["names"]):
+            cells = [
+                _plain(each[i]) if key == "log_loss" else _percent(each[i])
+                for key, each in compared["measures"].items()
+            ]
+            rows.add_row(escape(name), str(compared["rows"][i]), *cells, _percent(compared["tfidf"][i]))
+        console.print(rows)
+        for name, values in compared["settings"].items():
+            console.print(escape(f"{name}: {', '.join(map(str, values))}"))
+        for note in compared["notes"]:
+            console.print(escape(f"Note: {note}"))
+        for pair in compared["pairs"]:
+            console.print(f"\n[bold]{escape(pair['text'])}[/bold]")
+
     def check(self, found: Mapping[str, Any]) -> None:
         """What a check found, on stdout; titles stand out where it is a terminal."""
         from tagsmith.data.check_text import lines_of

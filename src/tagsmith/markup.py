@@ -57,7 +57,7 @@ def part_of(part: int, whole: int) -> str:
 
 
 def table_of(
-    head: Sequence[str],
+    head: Sequence[object],
     rows: Sequence[Sequence[object]],
     *,
     numbers: Sequence[int] = (),

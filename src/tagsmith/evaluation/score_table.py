@@ -15,9 +15,14 @@ _PLACES = 4
 
 
 def score_table(
-    rows: np.ndarray, truth: np.ndarray, probs: np.ndarray, thresholds: np.ndarray | None
+    rows: np.ndarray,
+    truth: np.ndarray,
+    probs: np.ndarray,
+    thresholds: np.ndarray | None,
+    *,
+    groups: np.ndarray,
 ) -> dict[str, Any]:
-    """Columns with an entry for each row: its number in the source, ids of the truth and of the answer, probabilities.
+    """Columns with an entry for each row: its number in the source, ids of group, truth and answer, probabilities.
 
     `truth` and `answer` are lists of ids where a text may have several labels. At most 5,000 rows and 100,000
     probabilities (rounded to 4 places), evenly spaced over all rows; `of` says how many there are.
@@ -33,6 +38,7 @@ def score_table(
     return {
         "of": len(probs),
         "row": rows[kept].tolist(),
+        "group": np.unique(groups[kept], return_inverse=True)[1].tolist(),
         "truth": true,
         "answer": found,
         "probabilities": np.round(probs[kept], _PLACES).tolist(),

@@ -88,7 +88,7 @@ def sections_of(
         "reliability": _reliability(measured),
         "abstention": _abstention(measured, asked),
         "slices": slices_of(measured.right, groups, _facets(measured, asked)),
-        "score_table": score_table(rows, truth, probs, thresholds),
+        "score_table": score_table(rows, truth, probs, thresholds, groups=groups),
     }
     if asked.prior is not None and thresholds is None:
         sections["at_prior"] = scores_at_prior(

@@ -44,7 +44,7 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], texts: PageTexts = _
     """The page of a report.json, with the facts of a run.json and the texts that it quotes."""
     report = _with_facts(report, run)
     sections = [
-        scores_section(report),
+        scores_section(report, run),
         shift_section(report),
         cost_section(report, run),
         confusion_section(report),
@@ -67,7 +67,7 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], texts: PageTexts = _
     data = {"labels": _names(report), "cells": _cells(texts.cells)}
     if (report.get("score_table") or {}).get("probabilities"):
         data |= {"thresholds": threshold_curves(report)}
-    return assemble("Tagsmith report", verdict_of(report), sections, data=data)
+    return assemble("Tagsmith report", verdict_of(report, run), sections, data=data)
 
 
 def _with_facts(report: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -31,11 +31,12 @@ _PARTS = {
 }
 
 
-def verdict_of(report: Report) -> Html:
-    """The sentence that everybody reads, and the figures behind it."""
+def verdict_of(report: Report, run: Report) -> Html:
+    """The sentence that everybody reads, with what it costs where run.json knows, and the figures behind it."""
     verdict = report["verdict"]
     tone = {"better": " better", "worse": " worse"}.get(verdict["value"], "")
-    text = escape(re.sub(r"p ([<=]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", verdict["text"]))
+    told = str(run.get("verdict") or verdict["text"])
+    text = escape(re.sub(r"p ([<=]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", told))
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in report.get("notes") or [])
     tiles = "".join(f"<li><strong>{escape(big)}</strong>{escape(small)}</li>" for big, small in _tiles(report))
     return Html(f'<p class="verdict{tone}">{text}</p><ul class="tiles">{tiles}</ul>{notes}')
@@ -55,13 +56,13 @@ def _tiles(report: Report) -> Iterator[tuple[str, str]]:
     yield number(len(report["data"].get("labels") or test["per_label"])), "labels"
 
 
-def scores_section(report: Report) -> Html:
+def scores_section(report: Report, run: Report) -> Html:
     """Model and rivals as dots with whiskers, then all measures as numbers."""
     models, measures = _scored(report), measures_of(report["test"])
     compared = report["verdict"].get("measure", "accuracy")
     title = next(title for title, key in measures.items() if key == compared)
     told = "".join(paragraph(remark, soft=True) for remark in _remarks(report["test"], report["verdict"]))
-    further = _comparisons(report) + _further(models) + _looks(report.get("looks"))
+    further = _comparisons(report) + _further(models) + _looks(run.get("looks"))
     body = _whiskers(models, compared, title) + _numbers(models, measures) + further + told
     return section("scores", "How good it is", body)
 
