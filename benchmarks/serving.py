@@ -56,6 +56,11 @@ def main() -> None:
         chosen.target.write_text(_page(), encoding="utf-8")
         return
     found = {"compare": _compare, "calm": _calm, "overload": _overload, "soak": _soak}[chosen.part](chosen)
+    print(json.dumps(_keep(chosen.part, found), indent=1))
+
+
+def _keep(part: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Write down what a part found, with how it was found."""
     kept = {
         "command": f"python benchmarks/serving.py {' '.join(sys.argv[1:])}",
         "machine": machine(),
@@ -64,8 +69,8 @@ def main() -> None:
         **found,
     }
     KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / f"{chosen.part}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
-    print(json.dumps(kept, indent=1))
+    (KEPT / f"{part}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    return kept
 
 
 def _texts() -> list[str]:
@@ -160,6 +165,7 @@ def _compare(chosen: argparse.Namespace) -> dict[str, Any]:
                 engine = json.loads(server.ask("/info"))["engine"] if name.startswith("ours") else "torch-fp32"
                 rounds[name].append(found.plain() | {"engine": engine, "load": os.getloadavg()[0]})
             print(name, rounds[name][-1], flush=True)
+            _keep("compare", {"rounds": rounds})
     return {"rounds": rounds}
 
 

@@ -3,10 +3,11 @@
 python benchmarks/serving_peers.py litserve BUNDLE PORT
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
+
+import litserve
+from fastapi import Request
 
 
 def main() -> None:
@@ -22,24 +23,33 @@ def _pipeline(folder: str) -> Any:
     return pipeline("text-classification", model=folder, top_k=None, dtype=torch.float32, device="cpu")
 
 
+class Api(litserve.LitAPI):
+    """The pipeline behind LitServe. It stands here because its process is handed the class by pickle."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(max_batch_size=32, batch_timeout=0.01)
+        self.folder = folder
+
+    def setup(self, device: str) -> None:
+        """Load the model, in LitServe's own process for it."""
+        self.classify = _pipeline(self.folder)
+
+    def decode_request(self, request: Request) -> str:
+        """The text of a request."""
+        return request["inputs"]
+
+    def predict(self, texts: list[str]) -> list[Any]:
+        """The answers to a batch."""
+        return self.classify(texts, batch_size=len(texts), truncation=True)
+
+    def encode_response(self, output: Any) -> Any:
+        """The body of an answer."""
+        return output
+
+
 def _litserve(folder: str, port: int) -> None:
-    import litserve
-
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.classify = _pipeline(folder)
-
-        def decode_request(self, request: dict[str, Any]) -> str:
-            return request["inputs"]
-
-        def predict(self, texts: list[str]) -> list[Any]:
-            return self.classify(texts, batch_size=len(texts), truncation=True)
-
-        def encode_response(self, output: Any) -> Any:
-            return output
-
-    api = Api(max_batch_size=32, batch_timeout=0.01)
-    litserve.LitServer(api, accelerator="cpu", timeout=60).run(port=port, generate_client_file=False, log_level="error")
+    server = litserve.LitServer(Api(folder), accelerator="cpu", timeout=60)
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
 
 
 def _fastapi(folder: str, port: int) -> None:
