@@ -214,6 +214,32 @@ def test_no_engine_is_left_behind_when_the_server_is_killed(start, llama_bundle)
         time.sleep(0.05)
 
 
+def test_an_answer_that_is_no_number_is_424_and_counted(start, llama_bundle, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    with staging(tmp_path / "nan", force=False) as aside:
+        shutil.copytree(llama_bundle, aside, dirs_exist_ok=True)
+        (aside / "MANIFEST.json").unlink()
+        arrays = load_file(aside / "baseline" / "weights.safetensors")
+        save_file(arrays | {"weights": arrays["weights"] * float("nan")}, aside / "baseline" / "weights.safetensors")
+    server = start(tmp_path / "nan", *FAST)
+    answer = server.ask("/predict", {"inputs": "a lovely room"})
+    assert (answer.status, answer.json["error_type"]) == (424, "Backend")
+    assert server.metric("tagsmith_nonfinite_total") == 1
+    assert server.ask("/ready").status == 200
+
+
+def test_scores_are_rounded_and_requests_bounded_where_that_is_asked_for(start, llama_bundle):
+    settings = ("--set", "deployment.decimals=2", "--set", "deployment.rate_per_minute=6")
+    server = start(llama_bundle, *FAST, *settings)
+    found = server.ask("/predict", {"inputs": "a lovely room"}).json
+    assert [each["score"] for each in found] == [round(each["score"], 2) for each in found]
+    answers = [server.ask("/predict", {"inputs": "a"}) for _ in range(4)]
+    assert [answer.status for answer in answers] == [200, 200, 429, 429]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 10
+    assert server.ask("/info").status == 200
+
+
 # ---- Reloads
 
 

@@ -108,6 +108,7 @@ class EngineProcess:
         except TimeoutError:
             _log.error("engine_hung", extra={"pid": self.pid, "kind": kind})
             self._process.kill()
+            self._lose()
             raise EngineLost from None
         finally:
             self._waiting.pop(number, None)
