@@ -220,7 +220,7 @@ def _overload(chosen: argparse.Namespace) -> dict[str, Any]:
         "rate": rate,
         "overload": found.plain(),
         "after": after.plain(),
-        "bound_s": min(bound, 0.5 * info["limits"]["timeout_s"]),
+        "bound_s": min(bound, 0.25 * info["limits"]["timeout_s"]),
         "nice": os.nice(0),
     }
 

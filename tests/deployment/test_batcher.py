@@ -82,8 +82,8 @@ def test_a_full_batch_waits_for_nobody():
 
 
 def test_texts_of_the_length_of_the_oldest_come_before_older_ones_of_another():
-    batcher, _ = batcher_of(batch_tokens=24)
-    oldest, other, like = add(batcher, 5, 60, 8)
+    batcher, _ = batcher_of(batch_tokens=48)
+    oldest, other, like = add(batcher, 5, 40, 8)
     assert batcher.take() == [oldest, like]
     batcher.finished()
     assert [other] == [each for line in batcher._lines.values() for each in line if each.here]
@@ -211,9 +211,10 @@ class Simulation:
         for waiting in batch:
             self.inside.remove(waiting)
             self.gone.append(waiting)
-        # Of one length no younger text goes out before an older one.
-        for waiting in self.inside:
-            assert all(other.number < waiting.number for other in batch if cost(other.tokens) == cost(waiting.tokens))
+        # What goes out was near its turn: what is older and stays could not fill two batches.
+        for waiting in batch:
+            older = [other for other in self.inside if other.number < waiting.number]
+            assert sum(cost(other.tokens) for other in older) < 2 * self.bounds.batch_tokens
 
 
 @given(STEPS)
@@ -229,20 +230,17 @@ def test_every_text_goes_out_once_in_time_and_within_bounds(steps):
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_no_text_is_overtaken_for_ever(sizes):
-    """However many fitting texts keep coming, the oldest is in the next batch."""
+def test_no_text_is_overtaken_for_long(sizes):
+    """However many texts of fitting lengths keep coming, each goes out within two batches of its turn."""
     batcher, clock = batcher_of(batch_tokens=256, queue_texts=10_000, queue_tokens=10**6)
-    (first,) = add(batcher, 290)
-    add(batcher, *sizes)
-    assert first in batcher.take()
-    batcher.finished()
-    clock.now += 1
-    (second,) = add(batcher, 3)
+    add(batcher, 290)
+    before = add(batcher, *sizes)
+    (rare,) = add(batcher, 3)
     rounds = 0
-    while second.here:
+    while rare.here:
         add(batcher, *sizes)
         batcher.take()
         batcher.finished()
         clock.now += 1
         rounds += 1
-        assert rounds <= len(sizes) + 1
+    assert rounds <= len(before) + 2

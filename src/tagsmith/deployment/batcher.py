@@ -7,6 +7,7 @@ the latest `max_wait_s` after the oldest of them came. Texts of like length shar
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import math
 from collections import deque
@@ -128,25 +129,34 @@ class Batcher(Generic[J]):
         return self.texts >= self.bounds.batch_texts or self.tokens >= self.bounds.batch_tokens
 
     def _gather(self) -> list[Waiting[J]]:
-        """The oldest text, then those of its length, then all others, oldest first each, as far as the budget goes."""
-        lines = {width: iter([each for each in line if each.here]) for width, line in self._tidy().items()}
-        heads = {width: next(line) for width, line in lines.items()}
-        led_by = min(heads, key=lambda width: heads[width].number)
+        """The oldest text, then those of its length, then all others, oldest first each, as far as the budget goes.
+
+        Only those whose turn is near are looked at: else a text of a rare length would be overtaken by all that come.
+        """
+        near = self._near()
+        led_by = _width(near[0].tokens)
+        in_turn = sorted(near, key=lambda waiting: _width(waiting.tokens) != led_by)  # it keeps the order otherwise
         batch: list[Waiting[J]] = []
         left = self.bounds.batch_tokens
-        while heads and len(batch) < self.bounds.batch_texts:
-            width = led_by if led_by in heads else min(heads, key=lambda width: heads[width].number)
-            if width > left and batch:
-                del heads[width]
-                continue
-            batch.append(heads[width])
-            left -= width
-            following = next(lines[width], None)
-            if following is None:
-                del heads[width]
-            else:
-                heads[width] = following
+        for waiting in in_turn:
+            width = _width(waiting.tokens)
+            if len(batch) < self.bounds.batch_texts and (width <= left or not batch):
+                batch.append(waiting)
+                left -= width
         return batch
+
+    def _near(self) -> list[Waiting[J]]:
+        """The oldest texts, of which two batches can be made."""
+        in_order = heapq.merge(*self._tidy().values(), key=lambda waiting: waiting.number)
+        near: list[Waiting[J]] = []
+        left = 2 * self.bounds.batch_tokens
+        for waiting in in_order:
+            if waiting.here:
+                near.append(waiting)
+                left -= _width(waiting.tokens)
+            if left <= 0 or len(near) >= 2 * self.bounds.batch_texts:
+                break
+        return near
 
     def _leave(self, waiting: Waiting[J]) -> None:
         waiting.here = False

@@ -35,10 +35,10 @@ from tagsmith.deployment.supervisor import EngineFailed, EngineLost, Launch, Sup
 
 _log = logging.getLogger("tagsmith.serve")
 
-_FORGETTING = 0.2
+_FORGETTING = 0.3
 """Weight of the newest batch in the rate by which waiting times are told."""
 
-_MOST_OF_TIME = 0.5
+_MOST_OF_TIME = 0.25
 """Share of a request's time that the queue before it may take: who would only wait for a 504 is told 429 at once."""
 
 
