@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tagsmith.model.activations import States
     from tagsmith.model.lexical import Lexical
 
-_MOST_ROWS_TO_CHOOSE = 5000
+_MOST_ROWS_TO_CHOOSE = 1500
 
 
 def fit_rivals(bundle: Bundle[TorchEngine], prepared: Prepared, result: Result, run: Run) -> FrozenProbe:
