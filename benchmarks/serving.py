@@ -66,6 +66,7 @@ def _keep(part: str, found: dict[str, Any]) -> dict[str, Any]:
         "machine": machine(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "seed": SEED,
+        "busy": os.getloadavg()[0],
         **found,
     }
     KEPT.mkdir(parents=True, exist_ok=True)
@@ -302,12 +303,9 @@ _TITLES = {
 
 
 def _head(name: str, kept: dict[str, Any]) -> list[str]:
-    return [
-        f"## {_TITLES[name]}",
-        "",
-        f"`{kept['command']}`. Machine: {kept['machine']}. Date: {kept['date']}. Seed: {kept['seed']}.",
-        "",
-    ]
+    busy = f" Load average at the end: {kept['busy']:.0f}." if "busy" in kept else ""
+    told = f"`{kept['command']}`. Machine: {kept['machine']}. Date: {kept['date']}. Seed: {kept['seed']}.{busy}"
+    return [f"## {_TITLES[name]}", "", told, ""]
 
 
 def _draw_compare(kept: dict[str, Any]) -> list[str]:

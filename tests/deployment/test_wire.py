@@ -428,11 +428,17 @@ def test_every_line_for_curl_on_the_page_of_routes_works(llama_server):
     lines = [html.unescape(line) for line in re.findall(r"<pre>(curl .*?)</pre>", page)]
     assert len(lines) >= 15
     for line in lines:
-        asked = line.replace("http://127.0.0.1:8000", llama_server.url)
-        asked = asked.replace("{model}", "toy").replace("{version}", llama_server.ask("/info").json["version"])
+        assert f" {llama_server.url}/" in line
+        asked = line.replace("{model}", "toy").replace("{version}", llama_server.ask("/info").json["version"])
         command = [*shlex.split(asked), "-s", "-o", "/dev/null", "-w", "%{http_code}"]
         status = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert status == ("422" if "moderations" in line else "200"), line
+
+
+def test_a_browser_at_the_root_is_led_to_the_page(llama_server):
+    answer = llama_server.ask("/")
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/html")
 
 
 def test_the_openapi_description_is_whole(llama_server):

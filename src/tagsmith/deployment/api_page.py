@@ -17,8 +17,8 @@ th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.8rem 0.25rem 
 """
 
 
-def draw(schema: Mapping[str, Any]) -> str:
-    """The page for an OpenAPI description."""
+def draw(schema: Mapping[str, Any], *, address: str) -> str:
+    """The page for an OpenAPI description of the server at an address."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><title>Tagsmith: routes</title>',
@@ -28,18 +28,18 @@ def draw(schema: Mapping[str, Any]) -> str:
         '<p>The same as data: <a href="openapi.json">openapi.json</a>.</p>',
     ]
     for path, verbs in schema["paths"].items():
-        parts += [_route(path, verb, told) for verb, told in verbs.items()]
+        parts += [_route(path, verb, told, address + path) for verb, told in verbs.items()]
     return "\n".join([*parts, "</body></html>"])
 
 
-def _route(path: str, verb: str, told: Mapping[str, Any]) -> str:
+def _route(path: str, verb: str, told: Mapping[str, Any], url: str) -> str:
     parts = [f'<h2><span class="verb">{escape(verb.upper())}</span> <code>{escape(path)}</code></h2>']
     parts.append(f"<p>{escape(told.get('summary', ''))}. {escape(told.get('description', ''))}</p>")
     content = told.get("requestBody", {}).get("content", {})
     for media, body in content.items():
-        parts += [_fields(body.get("schema", {})), _curl(path, media, body.get("example"))]
+        parts += [_fields(body.get("schema", {})), _curl(url, media, body.get("example"))]
     if not content:
-        parts.append(f"<pre>curl {_url(path)}</pre>")
+        parts.append(f"<pre>curl {escape(url)}</pre>")
     return "\n".join(part for part in parts if part)
 
 
@@ -66,14 +66,10 @@ def _kind(told: Mapping[str, Any]) -> str:
     return str(told.get("type", "anything"))
 
 
-def _curl(path: str, media: str, example: Any) -> str:
+def _curl(url: str, media: str, example: Any) -> str:
     if example is None:
         return ""
     body = example if isinstance(example, str) else json.dumps(example)
     flag = "--data-binary" if isinstance(example, str) else "-d"
-    line = f"curl {_url(path)} -H 'content-type: {media}' {flag} '{body}'"
+    line = f"curl {url} -H 'content-type: {media}' {flag} '{body}'"
     return f"<pre>{escape(line)}</pre>"
-
-
-def _url(path: str) -> str:
-    return f"http://127.0.0.1:8000{escape(path)}"

@@ -54,7 +54,14 @@ async def metrics(request: Request) -> Response:
 async def docs(request: Request) -> Response:
     """All routes, drawn without a script and without the network."""
     headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
-    return Response(draw(request.app.openapi()), media_type="text/html", headers=headers)
+    page = draw(request.app.openapi(), address=str(request.base_url).rstrip("/"))
+    return Response(page, media_type="text/html", headers=headers)
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """To the page, for who opens the address in a browser."""
+    return Response(status_code=307, headers={"location": "ui"})
 
 
 def _told(model: LiveModel) -> dict[str, Any]:
