@@ -101,7 +101,16 @@ def test_line_ends_of_unicode_end_no_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '{"text": "a"}', '{"text": 3, "label": "x"}', '{"text": " ", "label": "x"}', "3"]
+    "line",
+    [
+        "{",
+        "[]",
+        '{"text": "a"}',
+        '{"text": 3, "label": "x"}',
+        '{"text": " ", "label": "x"}',
+        '{"text": "a\\u001eb", "label": "x"}',
+        "3",
+    ],
 )
 def test_a_line_that_is_no_correction_is_named(tmp_path, line):
     file = tmp_path / "c.jsonl"

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ DEPLOY = ROOT / "deploy"
 YAML = sorted([*DEPLOY.rglob("*.yaml"), *DEPLOY.rglob("*.yml")])
 BOARD = DEPLOY / "grafana" / "boards" / "tagsmith.json"
 DOCKERFILE = DEPLOY / "Dockerfile"
+
+
+def served(bundle, **options):
+    """A server as those of conftest.py, which no test can import by its name."""
+    spec = spec_from_file_location("conftest", Path(__file__).with_name("conftest.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Served(bundle, **options)
 
 
 def documents(path):
@@ -136,6 +145,39 @@ def test_the_image_is_no_roots_and_copies_what_is_there():
                 assert f"!{source.split('/')[0]}" in (ROOT / ".dockerignore").read_text().splitlines()
     assert last["USER"] == "10001:10001"
     assert last["STOPSIGNAL"] == "SIGTERM"
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_image_make_a_server_without_torch(tmp_path, llama_bundle, monkeypatch):
+    """Each step of the first stage, in folders of the test's own; it asks the package index."""
+    from tagsmith.deployment.exporters import export
+
+    built, made = tmp_path / "build", tmp_path / "tagsmith"
+    for name, rest in instructions():
+        words = rest.replace("/build", str(built)).replace("/opt/tagsmith", str(made))
+        if name == "COPY" and not rest.startswith("--from"):
+            *sources, target = words.split()
+            for source in sources:
+                inside = Path(target) / source if target.endswith("/") else Path(target)
+                inside.parent.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copyfile
+                copy(ROOT / source, inside)
+        elif name == "RUN" and "useradd" not in rest:
+            subprocess.run(shlex.split(words), check=True)
+    size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file() and not path.is_symlink())
+    assert size < 350 * 2**20
+    heavy = "torch transformers polars sklearn"
+    code = f"import importlib.util as i; print([each for each in {heavy.split()} if i.find_spec(each)])"
+    found = subprocess.run([made / "bin" / "python", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+    bundle = export(llama_bundle, to="tfidf", out=tmp_path / "bundle").folder
+    monkeypatch.setattr(sys, "executable", str(made / "bin" / "python"))
+    server = served(bundle, environment={"PYTHONPATH": ""})
+    try:
+        assert server.ask("/ui/answer", {"texts": ["a lovely, superb room"]}).json["answers"][0]["labels"] == ["praise"]
+        assert server.ask("/ui").status == 200
+    finally:
+        server.close()
 
 
 def test_pods_are_no_roots_and_write_nothing():

@@ -95,7 +95,7 @@ def _record(plain: Mapping[str, Any]) -> tuple[str, Any]:
     text, pair = plain["text"], plain.get("text_pair")
     labels = plain["labels"] if "labels" in plain else plain["label"]
     names = labels if isinstance(labels, list) else [labels]
-    if not all(isinstance(each, str) for each in (text, *names)) or not text.strip():
+    if not all(isinstance(each, str) for each in (text, *names)) or not text.strip() or PAIR in text:
         raise ValueError
     return (text if pair is None else f"{text}{PAIR}{pair}"), labels
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request, Response
 
+from tagsmith.data.pairs import PAIR
 from tagsmith.deployment.asking import as_json, ask, remarks, versions_of
 from tagsmith.deployment.bodies import Body, body_of, described
 from tagsmith.deployment.classifying import Question, Result, refuse_texts
@@ -181,6 +182,8 @@ async def correct(request: Request) -> Response:
         raise Problem(422, "'labels': the model has no such label.")
     if not about.multi_label and len(body.labels) != 1:
         raise Problem(422, "'labels': expected one label.")
+    if PAIR in body.text + (body.pair or ""):
+        raise Problem(422, "The text holds the sign that stands between the two texts of a pair.")
     refuse_texts(Question([body.text], None if body.pair is None else [body.pair]), about, live.limits)
     try:
         count = await asyncio.to_thread(

@@ -15,7 +15,7 @@ from tagsmith.deployment.drift import Monitor, Profile
 from tagsmith.deployment.live_model import LiveModel
 from tagsmith.deployment.recipe import read_settings
 from tagsmith.deployment.versions import Versions
-from tagsmith.errors import ResourceError
+from tagsmith.errors import BundleError, ResourceError
 
 _log = logging.getLogger("tagsmith.serve")
 
@@ -61,7 +61,11 @@ class Watcher:
 
 def _monitor_of(live: LiveModel) -> Monitor | None:
     folder = live.launch.folder
-    profile = Profile.read(folder)
+    try:
+        profile = Profile.read(folder)
+    except BundleError as error:  # answers are right all the same
+        _log.error("profile_refused", extra={"reason": str(error)})
+        return None
     if profile is None:
         return None
     return Monitor(
