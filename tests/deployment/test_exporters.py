@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tagsmith.config import ModelConfig
-from tagsmith.deployment import exporters
+from tagsmith.deployment import choosing, exporters
 from tagsmith.deployment.baselines import write_baselines
 from tagsmith.deployment.bundle import load
 from tagsmith.deployment.engine import open_engine
@@ -299,3 +299,68 @@ def test_int8_is_refused_where_it_is_too_far_off_and_its_numbers_are_told(llama_
     with pytest.raises(SettingError, match=r"onnx-int8 is refused: .*% of the answers on \d+ rows agree"):
         export(llama_bundle, to="onnx-int8", out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- which engine answers
+
+
+@pytest.mark.parametrize("fastest", ["torch-fp32", "onnxruntime"])
+def test_auto_takes_the_fastest_of_those_that_may_answer(fastest, onnx_bundle, monkeypatch):
+    asked = []
+
+    def seconds(engine, texts):
+        asked.append(engine.name)
+        return 1.0 if engine.name == fastest else 2.0
+
+    monkeypatch.setattr(choosing, "_seconds", seconds)
+    assert open_engine(onnx_bundle.folder, "auto").name == fastest
+    assert {"torch-fp32", "onnxruntime"} <= set(asked) <= {"torch-fp32", "onnxruntime", "torch-bf16"}
+
+
+def test_measuring_takes_time_and_texts_that_differ(onnx_bundle):
+    engine = open_engine(onnx_bundle.folder, "onnxruntime")
+    texts = choosing._probe_texts(onnx_bundle.folder)
+    assert len(set(texts)) == len(texts) == 32
+    assert choosing._seconds(engine, texts) > 0
+
+
+def test_without_torch_the_reference_is_the_next_engine_in_fp32(onnx_bundle):
+    code = BLOCKED.replace("print([", "print(engine.name, [")
+    for name in ("reference", "auto"):
+        command = [sys.executable, "-c", code, str(onnx_bundle.folder), name, "a lovely room"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout.startswith("onnxruntime "), done.stderr
+
+
+def test_what_keeps_an_engine_from_answering_is_told(onnx_bundle, llama_bundle, monkeypatch):
+    def why(name, folder=onnx_bundle.folder, device="cpu", **gates):
+        settings = json.loads((folder / "tagsmith.json").read_text())
+        return choosing.why_not(name, folder, {**settings, "engines": gates}, device)
+
+    assert why("onnxruntime") == why("torch-fp32") == why("tfidf") == ""
+    assert (
+        why("onnxruntime", llama_bundle) == "the bundle lacks onnx/model.onnx; write one with tagsmith export --to onnx"
+    )
+    assert "the bundle lacks openvino/model.xml" in why("openvino-bf16")
+    assert "the CPU alone, and 'cuda' was asked for" in why("onnxruntime", device="cuda")
+    assert "no gate was passed for it" in why("torch-bf16")
+    refused = {"torch-bf16": {"passed": False, "refused": ["it is Tuesday"]}}
+    assert why("torch-bf16", **refused) == "it did not pass its gate: it is Tuesday"
+    monkeypatch.setattr(choosing, "has_bf16", lambda: False)
+    assert why("torch-bf16", **{"torch-bf16": {"passed": True}}) == "this processor has no bf16"
+
+
+def test_an_engine_that_may_not_answer_is_refused_by_name(llama_bundle):
+    with pytest.raises(SettingError, match=r"The engine 'openvino' cannot answer for .*lacks openvino/model\.xml"):
+        open_engine(llama_bundle, "openvino")
+
+
+def test_a_saved_bundle_knows_whether_bf16_may_answer(llama_bundle):
+    gate = json.loads((llama_bundle / "tagsmith.json").read_text()).get("engines", {}).get("torch-bf16")
+    if not choosing.has_bf16():
+        assert gate is None
+        return
+    assert gate["passed"] == (gate["agreement"] == 1.0 and gate["n"] >= 32)
+    if gate["passed"]:
+        ours, theirs = (open_engine(llama_bundle, name) for name in ("torch-fp32", "torch-bf16"))
+        np.testing.assert_allclose(probabilities(theirs), probabilities(ours), atol=0.2)

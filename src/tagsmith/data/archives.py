@@ -8,9 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
-
-import zstandard
+from typing import IO, Any, cast
 
 from tagsmith.data.files import EXPECTED, MOST_BYTES, File, first_line, listed
 from tagsmith.errors import DataError
@@ -136,7 +134,7 @@ def _from_stream(file: File, scratch: Path, kind: str) -> File:
     try:
         with opened[kind](file.path) as packed:
             path = _written(packed, scratch, name=f"'{file.name}'", packed_size=size)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error, *_errors_of(kind)) as error:
         raise DataError(f"'{file.name}' is damaged or cut off: {first_line(error)}. Pack or fetch it again.") from None
     name = PurePosixPath(file.name).stem if PurePosixPath(file.name).suffix.lower() in (".gz", ".zst") else file.name
     return File(name, path, (*file.notes, f"unpacked from '{file.name}'"))
@@ -146,9 +144,24 @@ def _open_gzip(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, "rb"))
 
 
+def _errors_of(kind: str) -> tuple[type[Exception], ...]:
+    return (_zstandard().ZstdError,) if kind == "zst" else ()
+
+
+def _zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(
+            "Unpacking a .zst needs the package zstandard, which is not installed. Expected it here, or the table as "
+            "it is or in a gz; install it with pip install zstandard, or unpack the file first."
+        ) from None
+    return zstandard
+
+
 def _open_zstd(path: Path) -> IO[bytes]:
     # The window is how much memory a file may ask for; 2^27 bytes is what the zstd program takes by default.
-    reader = zstandard.ZstdDecompressor(max_window_size=2**27)
+    reader = _zstandard().ZstdDecompressor(max_window_size=2**27)
     return reader.stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
 
 
