@@ -42,6 +42,7 @@ def test_costs_stand_in_the_run_and_not_in_the_report(llama_bundle):
         assert cost[system]["seconds_per_thousand"] > 0
         assert cost[system]["seconds_per_text"] > 0
         assert cost[system]["bytes"] > 1000
+    assert 0 < cost["probe"]["seconds_per_thousand"] <= cost["model"]["seconds_per_thousand"]
     share = report_of(llama_bundle)["cascade"]["chosen"]["llm_share"]
     expected = cost["tfidf"]["seconds_per_text"] + share * cost["model"]["seconds_per_text"]
     assert cost["cascade"]["seconds_per_text"] == pytest.approx(expected)

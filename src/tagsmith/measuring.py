@@ -93,7 +93,13 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         resamples=config.evaluation.resamples,
         seed=config.seed,
     )
-    run.apart["cost"] = weigh(bundle, table.texts, seconds=passed.seconds, llm_share=cascade["chosen"]["llm_share"])
+    run.apart["cost"] = weigh(
+        bundle,
+        table.texts,
+        seconds=passed.seconds,
+        probe_seconds=passed.frozen_seconds,
+        llm_share=cascade["chosen"]["llm_share"],
+    )
     run.apart["verdict"] = with_cost(report.verdict, run.apart["cost"])
     run.listen(Event("evaluation", "scores", values=report.headline()))
     return report, probs_NC
@@ -258,12 +264,13 @@ def _discordance(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
 class _Passed:
     """The test rows after their pass: logits `(N, C)` from several weights, and the seconds that the saved ones took.
 
-    `states` entered the first tuned block; None where every block learnt.
+    `states` entered the first tuned block after `frozen_seconds`; None where every block learnt.
     """
 
     logits: list[np.ndarray]
     states: States | None
     seconds: float
+    frozen_seconds: float
 
 
 def _test_logits(scorer: Scorer, result: Result) -> _Passed:
@@ -278,6 +285,7 @@ def _test_logits(scorer: Scorer, result: Result) -> _Passed:
     classifier, tokens, start = scorer.classifier, result.parts["test"].tokens, result.tuned.start
     started = time.perf_counter()
     states = listened(frozen_states(scorer.lowest(start), tokens), silent) if start else None
+    frozen_seconds = time.perf_counter() - started
 
     def answered() -> np.ndarray:
         if states is None or not start:
@@ -289,7 +297,7 @@ def _test_logits(scorer: Scorer, result: Result) -> _Passed:
     for weights in (result.untuned, *(each.run.weights for each in result.further)):
         with swapped(classifier, weights):
             logits.append(answered())
-    return _Passed(logits, states, seconds)
+    return _Passed(logits, states, seconds, frozen_seconds if start else seconds)
 
 
 def _seeds(

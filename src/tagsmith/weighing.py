@@ -28,10 +28,13 @@ _WORK = 2.5e11
 # ---- What an answer costs; times, so for run.json
 
 
-def weigh(bundle: Bundle[TorchEngine], texts: Sequence[str], *, seconds: float, llm_share: float) -> dict[str, Any]:
-    """Seconds and bytes of each system: the LLM, TF-IDF, and the cascade that asks the LLM about `llm_share`.
+def weigh(
+    bundle: Bundle[TorchEngine], texts: Sequence[str], *, seconds: float, probe_seconds: float, llm_share: float
+) -> dict[str, Any]:
+    """Seconds and bytes of each system: the LLM, TF-IDF, a probe, the cascade that asks the LLM about `llm_share`.
 
-    `seconds` is what the LLM took for all `texts`; one text alone is timed on a dozen of them.
+    `seconds` is what the LLM took for all `texts`, `probe_seconds` what the blocks below a probe did; one text alone is
+    timed on a dozen of them, and not of the probe.
     """
     from tagsmith.deployment.baselines import BASELINE, PROBE_WEIGHTS, read_baselines
 
@@ -52,7 +55,8 @@ def weigh(bundle: Bundle[TorchEngine], texts: Sequence[str], *, seconds: float, 
     cascade = {key: tfidf[key] + llm_share * model[key] for key in ("seconds_per_thousand", "seconds_per_text")} | {
         "bytes": tfidf["bytes"] + model["bytes"]
     }
-    return {"model": model, "tfidf": tfidf, "cascade": cascade}
+    probe = {"seconds_per_thousand": 1000 * probe_seconds / len(texts), "bytes": model["bytes"]}
+    return {"model": model, "tfidf": tfidf, "probe": probe, "cascade": cascade}
 
 
 def _timed(function: Callable[[], object]) -> float:
