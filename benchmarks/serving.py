@@ -50,19 +50,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--remark", default="", help="what a reader of the page must know of this run")
     parser.add_argument("--weights", type=Path, help="the bundle with torch's weights, where BUNDLE is an export")
     chosen = parser.parse_args()
     if chosen.part == "write":
         chosen.target.write_text(_page(), encoding="utf-8")
         return
     found = {"compare": _compare, "calm": _calm, "overload": _overload, "soak": _soak}[chosen.part](chosen)
-    print(json.dumps(_keep(chosen.part, found), indent=1))
+    print(json.dumps(_keep(chosen.part, found | {"remark": chosen.remark}), indent=1))
 
 
 def _keep(part: str, found: dict[str, Any]) -> dict[str, Any]:
     """Write down what a part found, with how it was found."""
     kept = {
-        "command": f"python benchmarks/serving.py {' '.join(sys.argv[1:])}",
+        "command": f"python benchmarks/serving.py {' '.join([part, 'BUNDLE', *sys.argv[3:]])}",
         "machine": machine(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "seed": SEED,
@@ -305,7 +306,8 @@ _TITLES = {
 def _head(name: str, kept: dict[str, Any]) -> list[str]:
     busy = f" Load average at the end: {kept['busy']:.0f}." if "busy" in kept else ""
     told = f"`{kept['command']}`. Machine: {kept['machine']}. Date: {kept['date']}. Seed: {kept['seed']}.{busy}"
-    return [f"## {_TITLES[name]}", "", told, ""]
+    remark = [kept["remark"], ""] if kept.get("remark") else []
+    return [f"## {_TITLES[name]}", "", told, "", *remark]
 
 
 def _draw_compare(kept: dict[str, Any]) -> list[str]:

@@ -57,7 +57,7 @@ def main() -> None:
 
 def _keep(rows: list[dict[str, Any]]) -> None:
     kept = {
-        "command": f"python benchmarks/serving_lives.py {' '.join(sys.argv[1:])}",
+        "command": f"python benchmarks/serving_lives.py {' '.join(['BUNDLE', *sys.argv[2:]])}",
         "machine": machine(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "seed": SEED,
