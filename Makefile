@@ -1,7 +1,7 @@
 # demo: from nothing to a classifier.  test, check, docs: what CI runs.  bench: speed and quality, one by one.
 SHELL := /bin/bash
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-wheel check bench bench-speed bench-serving docs clean python
+.PHONY: demo test test-wheel check bench bench-speed bench-quality bench-serving docs clean python
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV ?= .venv
@@ -33,6 +33,9 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	@set -e; for script in benchmarks/{data,speed,forecast}.py; do \
 	  echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-quality: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/quality.py --write docs/benchmarks/quality.md
 
 bench-serving: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/serving.py compare $(BUNDLE)
