@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = {
         name: [
-            cell(__file__, "auto", name=name, seed=seed, budget=arguments.budget)
+            cell(__file__, "auto", data=name, seed=seed, budget=arguments.budget)
             for seed in range(1, arguments.seeds + 1)
         ]
         for name in arguments.sets.split(",")
@@ -66,18 +66,18 @@ def main() -> None:
 # ---- Trainings: they see no test label
 
 
-def _auto(*, name: str, seed: int, budget: str) -> dict[str, Any]:
+def _auto(*, data: str, seed: int, budget: str) -> dict[str, Any]:
     """Train on a set with nothing but a budget and a seed, and answer its test texts."""
     import tagsmith
     from tagsmith.config import Config, merge, settings_of
 
     changes = {"tuning": {"budget": budget}, "data": {"test_share": 0.02}, "seed": seed}
-    texts = pl.read_parquet(DATA / name / "test.parquet", columns=["text"])["text"].to_list()
-    validation = DATA / name / "validation.parquet"
+    texts = pl.read_parquet(DATA / data / "test.parquet", columns=["text"])["text"].to_list()
+    validation = DATA / data / "validation.parquet"
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         bundle = tagsmith.train(
-            DATA / name / "train.parquet",
+            DATA / data / "train.parquet",
             validation=validation if validation.exists() else None,
             out=Path(folder) / "bundle",
             config=Config.of(merge(settings_of("auto"), changes)),

@@ -79,7 +79,7 @@ def test_a_candidate_that_is_not_there_or_no_llm_is_refused(found):
 
 
 def test_a_stopped_run_goes_on_with_the_plan_it_had(make_folder, toy_rows, save_csv, tmp_path, monkeypatch):
-    def a_tuning(candidates, *, is_whole):
+    def a_tuning(candidates, **_):
         return next(i for i, each in enumerate(candidates) if each.kind == "last_layers")
 
     monkeypatch.setattr("tagsmith.tuning.search._chosen", a_tuning)  # a head alone has no steps to stop after

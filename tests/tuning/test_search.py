@@ -163,16 +163,24 @@ def candidate(name, loss_H, *, kind="last_layers", weights=1):
 def test_the_smallest_of_equals_wins_and_a_clearly_better_one_beats_it():
     loss_H = np.random.default_rng(0).exponential(size=500)
     equals = [candidate("large", loss_H, weights=9), candidate("small", loss_H[::-1], weights=2)]
-    assert _chosen(equals, is_whole=True) == 1
-    assert _chosen([*equals, candidate("better", 0.5 * loss_H, weights=99)], is_whole=True) == 2
+    assert _chosen(equals, is_whole=True, left=1e9) == 1
+    assert _chosen([*equals, candidate("better", 0.5 * loss_H, weights=99)], is_whole=True, left=1e9) == 2
 
 
 def test_a_head_alone_beats_a_tuning_only_where_all_rows_were_looked_at():
     loss_H = np.random.default_rng(0).exponential(size=500)
     both = [candidate("head", 0.9 * loss_H, kind="head"), candidate("tuned", loss_H)]
-    assert _chosen(both, is_whole=True) == 0
-    assert _chosen(both, is_whole=False) == 1
-    assert _chosen(both[:1], is_whole=False) == 0
+    assert _chosen(both, is_whole=True, left=1e9) == 0
+    assert _chosen(both, is_whole=False, left=1e9) == 1
+    assert _chosen(both[:1], is_whole=False, left=1e9) == 0
+
+
+def test_a_winner_has_time_for_most_of_its_epochs_where_any_has():
+    loss_H = np.random.default_rng(0).exponential(size=500)
+    slow, quick = replace(candidate("slow", 0.5 * loss_H), seconds=100.0), candidate("quick", loss_H)
+    assert _chosen([slow, quick], is_whole=True, left=90.0) == 0
+    assert _chosen([slow, quick], is_whole=True, left=50.0) == 1
+    assert _chosen([slow], is_whole=True, left=50.0) == 0
 
 
 @pytest.mark.parametrize(

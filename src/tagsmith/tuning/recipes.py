@@ -73,7 +73,8 @@ class Recipe:
     def name(self, config: Config) -> str:
         """What it is called in tables."""
         own = self.applied(config)
-        tuning, layers, rate = own.tuning, own.model.layers, f"rate {own.tuning.learning_rate:g}"
+        tuning, layers = own.tuning, own.model.layers
+        rate = f"rate {tuning.learning_rate:g}{'' if tuning.start == 'probe' else ', random head'}"
         did = {
             "head": "a head alone",
             "lora": f"adapters of rank {tuning.lora_rank}, {rate}",
@@ -163,8 +164,12 @@ def recipes_of(entrant: Entrant, config: Config, *, depths: Sequence[int], head:
     found: list[Settings] = []
     if not classifier.backbone.family.causal:
         found += [
-            tuned(depth, method="last_layers", blocks=depth, learning_rate=rate, layer_decay=0.9)
-            for depth, rate in ((layers if how == pooling else deepest, 3e-4), (deepest, 3e-4), (deepest, 1e-4))
+            tuned(depth, method="last_layers", blocks=depth, learning_rate=rate, layer_decay=0.9, start=start)
+            for depth, rate, start in (
+                (layers if how == pooling else deepest, 3e-4, _start(config)),
+                (deepest, 3e-4, "random"),
+                (deepest, 1e-4, _start(config)),
+            )
         ]
     else:
         found += [

@@ -44,6 +44,9 @@ MOST_DEPTHS, EPOCHS, BLOCKS_TIMED = 6, 2, 6
 WHOLE = 0.8
 """A sample with this share of the training rows speaks for all of them."""
 
+MOST_OF_IT = 0.7
+"""The share of its epochs that a winner should have time for."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -174,7 +177,8 @@ def search(
         dropped += late
         candidates.append(_candidate(look, recipe, verdict, config))
         listen(_said(candidates[-1]))
-    chosen = _chosen(candidates, is_whole=sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth))
+    is_whole = sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth)
+    chosen = _chosen(candidates, is_whole=is_whole, left=clock.left(0.95))
     winner = candidates[chosen]
     assert winner.recipe is not None
     look = next(look for look in looks if look.entrant.name == winner.recipe.backbone)
@@ -227,13 +231,17 @@ def _least_rows(entrant: Entrant) -> int:
     return min(1000, len(entrant.parts["train"].truth))
 
 
-def _chosen(candidates: Sequence[Candidate], *, is_whole: bool) -> int:
+def _chosen(candidates: Sequence[Candidate], *, is_whole: bool, left: float) -> int:
     """The cheapest LLM of those that are no worse than the best of them.
+
+    Those that could be trained on all rows for most of their epochs in the seconds that are `left` come first: what wins
+    a short tuning and is then cut short loses to what had its time.
 
     Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged:
     more rows help a tuning more, and one that begins at its probe never ends worse than that.
     """
     judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
+    judged = [one for one in judged if MOST_OF_IT * one[1].seconds <= left] or judged
     tunings = [one for one in judged if one[1].kind != "head"]
     judged = judged if is_whole or not tunings else tunings
     best = min((verdict for _, _, verdict in judged), key=lambda verdict: verdict.loss)
@@ -294,11 +302,15 @@ def _why(candidates: Sequence[Candidate], chosen: int) -> str:
     assert lexical.verdict is not None
     judged = [each for each in candidates[1:] if each.verdict is not None]
     best = min(judged, key=_loss_of)
-    why = (
-        "it read the judged rows best" if best is winner else f"it is the smallest that is no worse than '{best.name}'"
-    )
-    if best.kind == "head" != winner.kind:
+    assert best.verdict is not None
+    if best is winner:
+        why = "it read the judged rows best"
+    elif best.kind == "head" != winner.kind:
         why = "a tuning gains more from all rows than a head alone does, and begins where that ends"
+    elif winner.verdict.is_no_worse(best.verdict):
+        why = f"it is the smallest that is no worse than '{best.name}'"
+    else:
+        why = f"'{best.name}' read the judged rows better, and there is no time to train it"
     text = f"Of {len(judged)} candidates '{winner.name}' was chosen: {why} (log loss {winner.verdict.loss:.4f}"
     return f"{text}, TF-IDF {lexical.verdict.loss:.4f} on as many rows)."
 
