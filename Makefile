@@ -18,11 +18,15 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
+# What a wheel may lack that the sources have: data files, entry points, the version.
+WHEEL_TESTS := tests/test_package.py tests/test_import_time.py tests/test_cli.py tests/test_plugins.py tests/data \
+  tests/evaluation tests/deployment/test_bundle.py tests/deployment/test_scoring.py tests/deployment/test_ui.py
+
 test-wheel: $(VENV)/.installed-dev
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
-	PYTHONPATH=$(CURDIR)/build/wheel TAGSMITH_EXPECTED=$(CURDIR)/build/wheel $(BIN)/python -m pytest
+	PYTHONPATH=$(CURDIR)/build/wheel TAGSMITH_EXPECTED=$(CURDIR)/build/wheel $(BIN)/python -m pytest $(WHEEL_TESTS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -478,7 +478,8 @@ def test_a_reader_that_leaves_early_is_no_traceback(llama_bundle):
 
 
 def test_train_searches_unless_it_is_told_otherwise(run, here, toy_csv, tiny_folder, capsys):
-    chosen = {"model.backbone": tiny_folder, "model.max_tokens": 48, "tuning.precision": "fp32", "tuning.epochs": 1}
+    chosen = {"model.backbone": tiny_folder, "model.max_tokens": 48, "model.layers": 2, "tuning.precision": "fp32"}
+    chosen |= {"tuning.epochs": 1, "tuning.learning_rate": 2e-4}
     words = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
     code, _, err = run("train", toy_csv, *words, "--budget", "60s", "--out", "b")
     assert code == 0

@@ -234,8 +234,8 @@ def _least_rows(entrant: Entrant) -> int:
 def _chosen(candidates: Sequence[Candidate], *, is_whole: bool, left: float) -> int:
     """The cheapest LLM of those that are no worse than the best of them.
 
-    Those that could be trained on all rows for most of their epochs in the seconds that are `left` come first: what wins
-    a short tuning and is then cut short loses to what had its time.
+    Those that could be trained on all rows for most of their epochs in the seconds that are `left` come first: what
+    wins a short tuning and is then cut short loses to what had its time.
 
     Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged:
     more rows help a tuning more, and one that begins at its probe never ends worse than that.
