@@ -20,21 +20,12 @@ def card(report: Mapping[str, Any]) -> str:
     main, title = ("micro_f1", "Micro F1") if sets else ("accuracy", "Accuracy")
     lines = [
         "---",
-        "library_name: tagsmith",
-        "pipeline_tag: text-classification",
-        "metrics: [accuracy, f1]",
-        "model-index:",
-        "- name: tagsmith",
-        "  results:",
-        "  - task: {type: text-classification}",
-        "    dataset: {name: test rows, type: tagsmith}",
-        "    metrics:",
-        *([f"    - {{type: f1, name: micro F1, value: {test['micro_f1']['value']:.4f}}}"] if sets else []),
-        f"    - {{type: accuracy, value: {test['accuracy']['value']:.4f}}}",
-        f"    - {{type: f1, name: macro F1, value: {test['macro_f1']['value']:.4f}}}",
+        _front_matter(report),
         "---",
         "",
         "# A text classifier made with Tagsmith",
+        "",
+        report["verdict"]["text"],
         "",
         f"Labels: {labels}{' ...' if len(data['labels']) > 20 else ''}",
         *([_SETS] if sets else []),
@@ -42,10 +33,12 @@ def card(report: Mapping[str, Any]) -> str:
         f"Backbone: {model['backbone']}, {model['layers']} blocks.",
         f"Pooling: {model['pooling']}. Tuned: {model['method']}.",
         "",
+        "| | " + " | ".join(title for title, _ in _shown(test)) + " |",
+        "|---|" + "---|" * len(_shown(test)),
+        *(_row(name, scores, test) for name, scores in _systems(report)),
+        "",
         f"{title} on {test['n']} test rows: {_percent(test[main])}.",
         f"TF-IDF on the same rows: {_percent(report['baselines']['tfidf'][main])}.",
-        "",
-        report["verdict"]["text"],
         "",
         "The score estimates new rows from the same source; live traffic drifts.",
         "",
@@ -56,6 +49,66 @@ def card(report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+_METRICS = (
+    ("accuracy", "accuracy", "Accuracy"),
+    ("f1", "micro_f1", "Micro F1"),
+    ("f1", "macro_f1", "Macro F1"),
+    ("matthews_correlation", "mcc", "Matthews correlation"),
+    ("roc_auc", "roc_auc", "ROC AUC"),
+    ("log_loss", "log_loss", "Log loss"),
+    ("ece", "ece", "Expected calibration error"),
+)
+"""Type by which the hub knows a metric, key of report.json, title."""
+
+
+def _front_matter(report: Mapping[str, Any]) -> str:
+    """YAML as Hugging Face reads it, with each metric as a result of the test rows."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    test = report["test"]
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="tagsmith",
+            dataset_name="test rows",
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(test[key]["value"], 4),
+        )
+        for kind, key, title in _METRICS
+        if (test.get(key) or {}).get("value") is not None
+    ]
+    told = ModelCardData(
+        library_name="tagsmith",
+        pipeline_tag="text-classification",
+        tags=["text-classification", "tagsmith"],
+        metrics=["accuracy", "f1"],
+        model_name="tagsmith",
+        eval_results=results,
+    )
+    return told.to_yaml().strip()
+
+
+def _shown(test: Mapping[str, Any]) -> list[tuple[str, str]]:
+    main = "micro_f1" if test.get("kind") == "multi_label" else "accuracy"
+    return [(title, key) for _, key, title in _METRICS if key in (main, "macro_f1", "log_loss")]
+
+
+def _systems(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    titles = {"tfidf": "TF-IDF", "probe": "frozen probe", "majority": "majority guess"}
+    known = [(titles[name], report["baselines"][name]) for name in titles if name in report["baselines"]]
+    return [("this model", report["test"]), *known]
+
+
+def _row(name: str, scores: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    cells = [
+        f"{scores[key]['value']:.3f}" if key == "log_loss" else _percent(scores[key]).replace("95 % interval ", "")
+        for _, key in _shown(test)
+    ]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 _SETS = "A text may have several of them, or none: those from the thresholds in `tagsmith.json` on."
