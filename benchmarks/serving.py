@@ -319,11 +319,10 @@ def _draw_compare(kept: dict[str, Any]) -> list[str]:
         late = median(each["p99_ms"] for each in rounds)
         lines.append(f"| {name} | {rounds[0]['engine']} | {each_round} | {medians[name]:.1f} | {late:.0f} |")
     lines += ["", "Aim: ours at least 2 times either of the others. Ratios of medians:", ""]
-    for name in list(medians)[2:]:
-        lines.append(
-            f"- to {name}: {medians['ours'] / medians[name]:.2f} (same engine: "
-            f"{medians['ours, torch fp32'] / medians[name]:.2f})"
-        )
+    ours = [name for name in medians if name.startswith("ours")]
+    for name in [name for name in medians if name not in ours]:
+        told = ", ".join(f"{medians[own] / medians[name]:.2f} ({own})" for own in ours)
+        lines.append(f"- to {name}: {told}")
     return lines
 
 
