@@ -88,3 +88,11 @@ def test_at_saving_a_single_changed_answer_refuses():
     assert at_once(found(rows=64)) == []
     assert at_once(found(1, rows=64)) == ["1 of 64 answers changed"]
     assert "32 are the fewest" in at_once(found(rows=20))[0]
+
+
+def test_silence_is_an_answer_that_must_agree_too():
+    wanted, probs = np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([[0.9, 0.1], [0.6, 0.4]])
+    options = {"names": ("a", "b"), "told": "rows", "thresholds": None}
+    assert compared(probs, wanted, np.array([0, 0]), **options).agreement == 1.0
+    asking = compared(probs, wanted, np.array([0, 0]), **options, sureties=np.array([1.0, 1.0]))
+    assert asking.agreement == 0.5, "log(0.6 / 0.4) is below 1"

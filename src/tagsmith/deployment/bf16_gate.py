@@ -38,6 +38,7 @@ def with_bf16_gate(bundle: Bundle[TorchEngine], tokens: Tokens, truth: np.ndarra
         names=("torch-bf16", engine.name),
         told=f"{len(rows)} held-out rows",
         thresholds=engine.thresholds,
+        sureties=engine.sureties,
     )
     refused = at_once(found)
     noted: dict[str, Any] = {"passed": not refused, "refused": refused, **found.as_dict()}

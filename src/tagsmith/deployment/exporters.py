@@ -136,6 +136,7 @@ def _beside_pipeline(aside: Path, settings: Mapping[str, Any], reference: Engine
         names=(PIPELINE, reference.name),
         told=held_out.told,
         thresholds=reference.thresholds,
+        sureties=reference.sureties,
     )
 
 

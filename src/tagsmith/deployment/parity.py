@@ -18,6 +18,7 @@ import numpy as np
 from tagsmith.deployment.engine import Engine, probabilities
 from tagsmith.deployment.held_out import HeldOut
 from tagsmith.evaluation.label_sets import f1_of, label_sums
+from tagsmith.model.calibration import is_sure
 
 TOLERANCE = 1e-4
 """How far probabilities of two engines in fp32 may differ."""
@@ -83,6 +84,7 @@ def compare(engine: Engine, reference: Engine, held_out: HeldOut) -> Parity:
         names=(engine.name, reference.name),
         told=held_out.told,
         thresholds=reference.thresholds,
+        sureties=reference.sureties,
     )
     fast, slow = _speeds(engine, reference, held_out.texts[:_ROWS_TO_TIME])
     return replace(found, rows_per_second=fast, rows_per_second_reference=slow)
@@ -96,10 +98,16 @@ def compared(
     names: tuple[str, str],
     told: str,
     thresholds: np.ndarray | None,
+    sureties: np.ndarray | None = None,
 ) -> Parity:
-    """Probabilities beside those of the reference; `names` are the engine's and the reference's."""
+    """Probabilities beside those of the reference; `names` are the engine's and the reference's.
+
+    Below one of `sureties (C,)` no label is answered, and silence is an answer that must agree too.
+    """
     answers, wanted = (_answers(each, thresholds) for each in (probs_NC, wanted_NC))
     differ = answers != wanted if answers.ndim == 1 else (answers != wanted).any(axis=1)
+    if sureties is not None:
+        differ |= _sure(probs_NC, sureties) != _sure(wanted_NC, sureties)
     gaps, n, classes = np.abs(probs_NC - wanted_NC), len(wanted), probs_NC.shape[1]
     return Parity(
         engine=names[0],
@@ -174,6 +182,11 @@ def _unless(passed: bool, why: str) -> list[str]:
 def _answers(probs_NC: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
     """Label ids `(N,)`, or sets `(N, C)` bool."""
     return probs_NC.argmax(axis=1) if thresholds is None else probs_NC >= thresholds
+
+
+def _sure(probs_NC: np.ndarray, sureties: np.ndarray) -> np.ndarray:
+    """Whether each row's likeliest label is likely enough to be answered `(N,)`."""
+    return np.array([is_sure(probs_C, int(probs_C.argmax()), sureties) for probs_C in probs_NC], dtype=bool)
 
 
 def _margin(probs_NC: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
