@@ -60,10 +60,11 @@ def test_a_plan_repeats_a_training_without_a_search(found, tmp_path):
     assert (again.folder / "model.safetensors").exists() == (folder / "model.safetensors").exists()
 
 
-def test_another_candidate_is_taken_by_its_number(found, tmp_path):
+@pytest.mark.parametrize("kind", ["head", "last_layers"])
+def test_another_candidate_is_taken_by_its_number(found, tmp_path, kind):
     folder, source = found
     candidates = report_of(folder)["candidates"]
-    other = next(each for each in candidates if each["settings"] and not each["chosen"])
+    other = next(each for each in candidates if each["kind"] == kind and not each["chosen"])
     bundle = train(source, out=tmp_path / "b", config=Config.of(planned_settings(folder, take=other["number"])))
     assert bundle.report["settings"]["tuning"]["method"] == other["kind"]
     assert bundle.report["model"]["layers"] == other["settings"]["model"]["layers"]

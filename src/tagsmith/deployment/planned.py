@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tagsmith.config import merge
+from tagsmith.config import ModelConfig, TuningConfig, merge
 from tagsmith.deployment.manifest import verify
 from tagsmith.deployment.recipe import read_settings
 from tagsmith.errors import SettingError
