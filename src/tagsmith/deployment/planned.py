@@ -35,6 +35,17 @@ def planned_settings(folder: Path, *, take: int | None = None) -> dict[str, Any]
             f"Candidate {take} of '{folder}' is {found['name']}, which is no LLM. It lies in every bundle as its "
             "baseline; `tagsmith export BUNDLE --to tfidf` makes a bundle of it."
         )
-    return merge(
-        settings, {"tuning": {"most_rows": None}}, found["settings"], {"model": {"backbone": found["backbone"]}}
-    )
+    own = {"model": {"backbone": found["backbone"]}}
+    return merge(settings, _UNSEARCHED, found["settings"], own)
+
+
+_UNSEARCHED = {
+    "model": {"long_texts": ModelConfig().long_texts},
+    "tuning": TuningConfig().model_dump(
+        include={
+            *("average", "batch_size", "blocks", "choose_calibrated", "epochs", "layer_decay", "learning_rate"),
+            *("most_rows", "patience", "start"),
+        }
+    ),
+}
+"""What a candidate decides on, as it is where none does: nothing of the winner's must be left in another's."""
