@@ -1,9 +1,11 @@
 import errno
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tagsmith.deployment.bundle import load
 from tagsmith.deployment.manifest import MANIFEST, UNHASHED, refuse_existing, staging, unlisted, verify
@@ -24,6 +26,18 @@ def small(tmp_path):
 
 def listed(folder):
     return sorted(json.loads((folder / MANIFEST).read_text())["files"])
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_who_may_read_the_folder_may_read_its_files(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        with staging(tmp_path / "b", force=False) as aside:
+            save_file({"weight": np.zeros(3)}, aside / "model.safetensors")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "b").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path.name
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])

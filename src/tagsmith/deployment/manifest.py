@@ -40,6 +40,7 @@ def staging(folder: Path, *, force: bool, manifest: bool = True) -> Iterator[Pat
         yield aside
         if manifest:
             _write_manifest(aside)
+        _open_to_readers(aside)
         _flush(aside)
         _swap(aside, folder, force=force)
     except (OSError, SafetensorError) as error:
@@ -52,6 +53,17 @@ def staging(folder: Path, *, force: bool, manifest: bool = True) -> Iterator[Pat
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _open_to_readers(aside: Path) -> None:
+    """Let whoever may read the folder read its files: safetensors writes weights that only their owner can.
+
+    A server of another user would refuse the bundle otherwise. The folder's own rights are what the user's umask left.
+    """
+    shared = aside.stat().st_mode & 0o666
+    for path in aside.rglob("*"):
+        if path.is_file():
+            path.chmod(shared)
 
 
 def flush_meanwhile(aside: Path) -> None:
