@@ -200,6 +200,17 @@ def test_the_winner_has_as_many_epochs_and_rows_as_there_is_time_for(toy, make_r
     assert bool(told) == bool(expected)
 
 
+def test_epochs_that_the_user_asked_for_are_made_on_fewer_rows(toy, make_rows):
+    config = Config.of({"tuning": {"method": "auto", "epochs": 4}})
+    parts, _ = parts_of(toy.classifier, make_rows, {"train": 1400, "validation": 20})
+    recipe = Recipe("toy", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 3, "epochs": 4}})
+    entrant = replace(toy, parts=parts, step=1.25 / (3 * int(parts["train"].tokens.offsets[-1])), frozen=1e-12)
+    fitted, _ = _fitted(recipe, entrant, config, Clock(4.5, 0.0, now=lambda: 0.0))
+    own = fitted.applied(config).tuning
+    assert own.epochs == 4
+    assert own.most_rows < 1400
+
+
 @pytest.mark.parametrize(("given", "expected"), [("90s", 90), ("10m", 600), ("1h", 3600), ("45", 45), (None, 60)])
 def test_budgets_are_read_as_they_are_written(toy, given, expected):
     config = Config.of({"tuning": {"method": "auto", "budget": given}})

@@ -27,7 +27,7 @@ from tagsmith.tuning.learner import Part
 from tagsmith.tuning.methods import first_tuned_block
 from tagsmith.tuning.plan import plan_of
 from tagsmith.tuning.recipes import Entrant, Recipe, batch_size, gives_depth, pinned, recipes_of
-from tagsmith.tuning.trials import Judged, Sample, draw_sample, try_lexical, try_probe, try_recipe
+from tagsmith.tuning.trials import ENOUGH, HELD_OUT, Judged, Sample, draw_sample, try_lexical, try_probe, try_recipe
 
 SAMPLE_ROWS, SAMPLE_TOKENS = (200, 1500), 120_000
 """Rows that candidates learn from, and tokens of all rows that are looked at: their states at all depths are kept."""
@@ -197,10 +197,7 @@ def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> int:
     train = [each.parts["train"] for each in entrants]
     tokens = [part.tokens.offsets[-1] / len(part.truth) for part in train]
     seconds = sum(t * each.depth * each.frozen for t, each in zip(tokens, entrants, strict=True))
-    held = min(
-        1000,
-        sum(len(entrants[0].parts[name].truth) for name in ("validation", "calibration") if name in entrants[0].parts),
-    )
+    held = min(ENOUGH, sum(len(part.truth) for name, part in entrants[0].parts.items() if name in HELD_OUT))
     most = SHARES["probes"] * clock.budget / seconds - held
     fewest, enough = SAMPLE_ROWS
     return int(min(np.clip(most, fewest, enough), max(fewest, SAMPLE_TOKENS / max(tokens) - held)))
@@ -252,13 +249,17 @@ def _chosen(candidates: Sequence[Candidate], *, is_whole: bool, left: float) -> 
 
 
 def _fitted(recipe: Recipe, entrant: Entrant, config: Config, clock: Clock) -> tuple[Recipe, list[str]]:
-    """The winner with as many epochs as there is time for, and on fewer rows where there is not even time for one."""
+    """The winner with as many epochs as there is time for, and on fewer rows where there is not even time for one.
+
+    Epochs that the user asked for are all made.
+    """
     own, left = recipe.applied(config).tuning, clock.left(0.95)
     if own.method == "head":
         return recipe, []
     wanted, told = own.epochs, []
+    fewest = wanted if "epochs" in config.tuning.model_fields_set else 1
     epochs = wanted
-    while epochs > 1 and recipe.seconds(entrant, config, epochs=epochs) > left:
+    while epochs > fewest and recipe.seconds(entrant, config, epochs=epochs) > left:
         epochs -= 1
     total = len(entrant.parts["train"].truth)
     rows = total
