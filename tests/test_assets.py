@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -314,3 +315,18 @@ def test_every_known_asset_can_be_had_somewhere_and_is_pinned():
             assert set(wanted) == set(copy.files)
             assert all("==" in wheel.requirement for wheel in copy.wheels)
             assert all(len(each) == 64 for each in [*copy.files.values(), *(wheel.sha256 for wheel in copy.wheels)])
+
+
+def test_a_download_is_measured_while_its_scratch_folders_vanish(tmp_path, monkeypatch):
+    (tmp_path / "kept").write_bytes(b"12345")
+    (tmp_path / "unpack").mkdir()
+    scandir = os.scandir
+
+    def vanishing(path="."):
+        if Path(path).name == "unpack":
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert assets._size(tmp_path) == 5
+    assert not (tmp_path / "unpack").exists()

@@ -20,7 +20,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -324,13 +324,13 @@ def _report(asset: Asset, size: int, *, total: int | None, listen: Listener) -> 
 
 
 def _size(*folders: Path) -> int:
+    """Bytes in these folders, as far as they can be seen: the downloader makes, renames and removes files meanwhile."""
     size = 0
-    for folder in folders:
-        for path in folder.rglob("*"):
-            try:
-                size += path.stat().st_size
-            except OSError:  # the downloader renames its files while we look
-                continue
+    # os.walk passes over a folder that is gone by the time it looks; Path.rglob would raise.
+    for folder, _, names in (entry for top in folders for entry in os.walk(top)):
+        for name in names:
+            with suppress(OSError):
+                size += (Path(folder) / name).stat().st_size
     return size
 
 
