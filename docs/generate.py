@@ -1,4 +1,4 @@
-"""Write docs/reference/ from the code: `python docs/generate.py`; with `--check`, fail where it differs instead."""
+"""Write docs/reference/ and docs/explanation/capacity.md from the code; with `--check`, fail where they differ."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 REFERENCE = Path(__file__).parent / "reference"
+CAPACITY = "../explanation/capacity.md"
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
         "cli.md": cli_page(),
         "report.md": report_page(),
         "report.schema.json": report_schema(),
+        CAPACITY: capacity_page(),
     }
     if "--check" in sys.argv[1:]:
         stale = [name for name, text in pages.items() if _read(REFERENCE / name) != text]
@@ -24,6 +26,13 @@ def main() -> None:
     REFERENCE.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         (REFERENCE / name).write_text(text, encoding="utf-8")
+
+
+def capacity_page() -> str:
+    """What large tables take, from the formulas."""
+    from tagsmith.scale.capacity_page import capacity_page as page
+
+    return page()
 
 
 def settings_page() -> str:

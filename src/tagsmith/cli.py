@@ -464,6 +464,56 @@ def push(
 
 
 @app.command()
+def forecast(
+    source: Annotated[
+        str | None, typer.Argument(help="As of `train`: a training on it is measured here; without one, figures are.")
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="On many machines: prepare, train or score.")] = None,
+    rows: Annotated[float | None, typer.Option(help="How many rows, as 1e9; those of the source by default.")] = None,
+    nodes: Annotated[int, typer.Option(help="How many machines.")] = 1,
+    machine: Annotated[
+        str | None, typer.Option(help="Of which kind: cpu-2 or h100-8; with a source, one like this.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="What a machine costs an hour, in any currency.")] = None,
+    weights: Annotated[float | None, typer.Option(help="Weights of the backbone, as 7e9.")] = None,
+    learning: Annotated[float | None, typer.Option(help="How many of them learn; all by default.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens of a row.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How often all rows are learnt from.")] = None,
+    preset: Annotated[str, typer.Option(help="Named settings that the training starts from.")] = "fixed",
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    settings: Setting = None,
+    query: Query = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what a training would take here, or a stage on many machines: time, money, and where it stops scaling."""
+    from tagsmith.scale.capacity_page import told
+    from tagsmith.scale.foretelling import Asked, foretold
+
+    if source is None and stage is None:
+        raise typer.BadParameter("give a SOURCE, to forecast a training here, or --stage and --rows.")
+    if source is None and rows is None:
+        raise typer.BadParameter("--stage goes with --rows, or with a SOURCE whose rows are counted.")
+    given = {"weights": weights, "learning": learning, "tokens": tokens, "epochs": epochs}
+    asked = Asked(stage, rows=rows, machine=machine, count=nodes, price=price, given=given)
+    if source is None:
+        found, here = foretold(asked), None
+    else:
+        from tagsmith.console import Console
+        from tagsmith.pipeline import forecast as run
+
+        chosen = _config(preset, config, settings, data={"query": query})
+        with Console() as console:
+            here = run(source, config=chosen, listen=console)
+        found = None if stage is None else foretold(asked, here)
+    if as_json:
+        both = {} if here is None else {"training": {**here.forecast.as_dict(), "rows": here.rows}}
+        print(json.dumps(both | ({} if found is None else {"capacity": found.as_dict()}), indent=1))
+        return
+    for text in ([] if here is None else [here.forecast.told]) + ([] if found is None else [told(found)]):
+        print(text)
+
+
+@app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="The settings file to write.")] = Path("tagsmith.toml"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,

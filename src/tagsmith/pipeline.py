@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from tagsmith.evaluation.page.texts import PageTexts
     from tagsmith.evaluation.report import Report
     from tagsmith.model.classifier import Classifier
+    from tagsmith.tuning.forecast import Foretold
     from tagsmith.tuning.learner import Part
     from tagsmith.tuning.loop import Tuned
 
@@ -264,6 +265,43 @@ def check(
     if against is not None:
         about["against"] = name_of(against)
     return replace(found, facts={**about, "notes": run.notes, **found.facts})
+
+
+def forecast(
+    source: Source, *, config: Config | None = None, out: str | Path = ".", listen: Listener = silent
+) -> Foretold:
+    """What a training on `source` would take here, measured on a few of its batches; nothing is trained or written.
+
+    Args:
+        source: as in `train`.
+        config: the settings that a training would have; a search, which chooses within a budget, has no forecast.
+        out: the disk that the bundle would lie on.
+        listen: told each event.
+    """
+    from tagsmith.tuning.forecast import Foretold, make_forecast
+
+    config = config or Config.of(settings_of("fixed"))
+    if config.tuning.method == "auto":
+        raise SettingError(
+            "tuning.method is 'auto', which searches within tuning.budget and has no forecast. Expected one plan; take "
+            "--preset fixed, or name a method as --set tuning.method=last_layers."
+        )
+    run = Run(config, listen, command="")
+    with run.timed("data"):
+        prepared = _prepare(source, None, None, run)
+    _import_all()
+    limited = limit_training(prepared, config.tuning.most_rows, seed=config.seed)
+    classifier = _build(limited, run)
+    _choose_long_texts(classifier, limited, run)
+    parts = _encode(classifier, limited)
+    _choose_depth(classifier, parts, run)
+    train = limited.splits.train.frame["text"]
+    letters = int(train.str.len_chars().sum())
+    found = make_forecast(classifier, parts, run.config, letters=letters, output=Path(out))
+    rows = sum(len(table) for _, table in prepared.splits.items())
+    return Foretold(
+        found, rows=rows, data_s=run.seconds["data"], row_bytes=int(train.str.len_bytes().sum()) / len(train)
+    )
 
 
 def _read_labelled_or_not(source: Source, run: Run) -> tuple[Table, str]:

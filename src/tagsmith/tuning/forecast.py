@@ -90,6 +90,7 @@ class Forecast:
     memory: Memory
     made_at: float
     took: float
+    speed: Speed
 
     @property
     def total(self) -> float:
@@ -153,6 +154,33 @@ class Forecast:
         }
 
 
+@dataclass(frozen=True)
+class Foretold:
+    """The forecast of a source, and what preparing it showed: its rows, their seconds, the bytes of a text."""
+
+    forecast: Forecast
+    rows: int
+    data_s: float
+    row_bytes: float
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a training text, in the mean."""
+        return float(self.forecast.plan.sizes.mean())
+
+    @property
+    def score_flops(self) -> float:
+        """Useful arithmetic of a pass as answers are computed, in FLOP/s: 2 a weight and a token."""
+        return 2 * self.forecast.plan.weights.block / self.forecast.speed.scored.block
+
+    @property
+    def train_flops(self) -> float:
+        """The same of a step, which goes forth and back: 6 a weight and a token; that of a pass where none is made."""
+        plan, step = self.forecast.plan, self.forecast.speed.step
+        tokens = float(plan.sizes.sum()) / max(1, plan.steps_per_epoch)
+        return 6 * plan.blocks_above * plan.weights.block * tokens / step if step else self.score_flops
+
+
 def make_forecast(
     classifier: Classifier,
     parts: Mapping[str, Part],
@@ -181,7 +209,7 @@ def make_forecast(
     now = time.perf_counter()
     is_known = plan.kept("train") == "cache" and _is_cached(classifier, parts["train"].tokens, plan)
     seconds = _seconds(plan, speed, letters=letters, labels=classifier.labels, is_known=is_known)
-    return Forecast(plan, seconds, memory, made_at=now, took=now - started)
+    return Forecast(plan, seconds, memory, made_at=now, took=now - started, speed=speed)
 
 
 @contextmanager
