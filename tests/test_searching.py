@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_with_the_plan_it_had(make_folder, toy_rows, save_
     def a_tuning(candidates, **_):
         return next(i for i, each in enumerate(candidates) if each.kind == "last_layers")
 
-    monkeypatch.setattr("tagsmith.tuning.search._chosen", a_tuning)  # a head alone has no steps to stop after
+    monkeypatch.setattr("tagsmith.tuning.search.chosen_of", a_tuning)  # a head alone has no steps to stop after
     source = save_csv(tmp_path / "rows.csv", toy_rows)
     config = Config.of(settings([make_folder("bert")], epochs=2))
     with pytest.raises(StoppedError):

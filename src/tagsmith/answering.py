@@ -160,6 +160,7 @@ def _estimated(calibration: Calibration, classifier: Classifier, prepared: Prepa
     from tagsmith.data.readers import read_as
     from tagsmith.evaluation.priors import estimate_prior
     from tagsmith.model.classifier import Scorer
+    from tagsmith.model.hybrid import lexical_logits
 
     source, name = run.config.evaluation.unlabelled, _part_to_fit(result)
     if source is None:
@@ -168,9 +169,12 @@ def _estimated(calibration: Calibration, classifier: Classifier, prepared: Prepa
             "evaluation.unlabelled = FILE; name it, or give the shares themselves."
         )
     texts = clean_texts(read_as(source, run.config.data, labelled=False).texts, run.config.data.clean)
-    tokens = classifier.encoder.encode([text for text in texts if text.strip()])
+    known = [text for text in texts if text.strip()]
+    logits_NC = Scorer(classifier).logits(classifier.encoder.encode(known))
+    if result.mixing is not None and result.lexical is not None:
+        logits_NC = result.mixing.mixed(logits_NC, lexical_logits(result.lexical, known))
     return estimate_prior(
-        calibration.probabilities(Scorer(classifier).logits(tokens)),
+        calibration.probabilities(logits_NC),
         classifier.labels.in_order(prepared.true_priors),
         held_out_probs=calibration.probabilities(result.logits(classifier, name)),
         held_out_truth=result.parts[name].truth,

@@ -273,7 +273,7 @@ def _with_nearest(found: Sequence[Mishap], seen: _Seen, bundle: Bundle[TorchEngi
 
     if not found:
         return []
-    tokens = bundle.engine.encode([mistake.text for mistake in found])
+    tokens = bundle.engine.tokens_alone([mistake.text for mistake in found])
     centre_D = seen.states_ND.mean(axis=0)
     theirs_ND = _unit(seen.states_ND - centre_D)
     likeness = _unit(_frozen_means(bundle, result, tokens) - centre_D) @ theirs_ND.T

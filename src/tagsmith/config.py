@@ -149,6 +149,12 @@ class TuningConfig(Section):
     """Learn length and direction of each weight apart (DoRA)."""
     lora_bits: Literal[4, 32] = 32
     """Bits of the frozen weights under adapters: 4 is QLoRA, which needs the library bitsandbytes."""
+    hybrid: Literal["none", "average", "stacking", "cascade"] = "none"
+    """Whether LLM and TF-IDF answer together: by an `average` of their scores, by a `stacking` that weighs each label's
+    apart, or by a `cascade`: TF-IDF where it is sure, both elsewhere. `method = "auto"` tries all of them."""
+    hybrid_share: float | None = Field(None, ge=0, le=1)
+    """The share of TF-IDF in an `average`, of scores that were calibrated one by one; None is fitted on the validation
+    rows."""
     start: Literal["random", "probe"] = "random"
     """What a linear head begins as: small random weights, or a probe fitted on the frozen backbone (LP-FT); with
     `method = "head"` the probe is all there is to fit."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagsmith.assets import state_folder
+from tagsmith.blending import llm_alone
 from tagsmith.data.preparing import Prepared
 from tagsmith.data.table import Table
 from tagsmith.errors import DataError, SettingError
@@ -42,12 +43,15 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
     count_look(table, run, what="train")
     run.listen(Event("evaluation", "test", values={"rows": len(table)}))
     passed = _test_logits(bundle.engine.scorer, result)
-    logits_NC, before_NC, *further_NC = passed.logits
+    llm_NC, llm_thresholds = llm_alone(bundle.engine.classifier, prepared, result, passed.logits[0], run)
+    logits_NC, before_NC, *further_NC = (result.mixed(each, "test") for each in passed.logits)
     calibration, truth = bundle.engine.classifier.calibration, result.parts["test"].truth
     probs_NC = calibration.probabilities(logits_NC)
     probe_NC = probe.probabilities(frozen_features(bundle, result, run, "test", states=passed.states).numpy())
     rivals = bundle.baseline_probabilities(table.texts) | {"probe": probe_NC}
     thresholds = _thresholds(bundle, result, run)
+    if thresholds is not None and llm_thresholds is not None:
+        thresholds |= {"llm": llm_thresholds}
     cascade = _cascade(bundle, prepared, result, run, probs_NC, rivals["tfidf"])
     seeds = _seeds(bundle, result, probs_NC, further_NC, seed=config.seed)
     report = build_report(
@@ -64,6 +68,7 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         truth=truth,
         probs=probs_NC,
         baseline_probs=rivals,
+        llm_probs=llm_NC,
         thresholds=thresholds,
         cascade=cascade,
         robustness=bear(
@@ -366,6 +371,13 @@ def data_section(history: Any, *, rows: int, splits: Mapping[str, int], labels: 
     }
 
 
+def _hybrid_section(result: Result) -> dict[str, Any]:
+    """How LLM and TF-IDF are mixed; `llm_share` are the test rows that the LLM is asked about."""
+    assert result.mixing is not None, "a hybrid was asked for"
+    sure = float(result.mixing.is_sure(result.tfidf["test"]).mean())
+    return {"kind": result.mixing.kind, "tfidf_share": result.mixing.share, "llm_share": 1 - sure}
+
+
 def _truncated(result: Result) -> dict[str, float]:
     cut = sum(int(part.tokens.truncated.sum()) for part in result.parts.values())
     return {"rows": cut, "share": cut / sum(len(part.truth) for part in result.parts.values())}
@@ -389,6 +401,7 @@ def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
         "steps": result.tuned.steps,
         **({} if result.tuned.average is None else {"average": result.tuned.average}),
         "hugging_face": bundle.settings["hugging_face"],
+        **({} if result.mixing is None else {"hybrid": _hybrid_section(result)}),
         **({} if run.depth is None else {"depth": run.depth.as_dict()}),
         **({} if run.searched is None or run.searched.depth is None else {"depth": run.searched.depth}),
         **({} if run.searched is None or run.searched.depth is None else {"depth": run.searched.depth}),

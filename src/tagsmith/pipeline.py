@@ -25,6 +25,7 @@ import polars as pl
 from tagsmith.answering import fit_answering, require_provable
 from tagsmith.assets import Located, backbone_folder, dataset_file
 from tagsmith.auditing import look_at_others, look_back
+from tagsmith.blending import blend
 from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, merge, settings_of
 from tagsmith.data.column_cleaning import clean_table
@@ -46,7 +47,7 @@ from tagsmith.measuring import (
     robustness_again,
 )
 from tagsmith.naming import Source, default_out, name_of, reproduce
-from tagsmith.rivals import rival_probabilities
+from tagsmith.rivals import rival_probabilities, save_tfidf
 from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
 from tagsmith.searching import require_search, searched
 from tagsmith.tuning.parallel import join
@@ -552,6 +553,7 @@ def _tune(
         )
     _count_padding(classifier, parts, first.tuned, run)
     result = Result(parts, first.tuned, untuned, sum(weight.numel() for _, weight in learning))
+    blend(classifier, prepared, result, run)
     result.answering = fit_answering(classifier, prepared, result, run)
     classifier.calibration, classifier.sureties = result.answering.calibration, result.answering.sureties
     if result.answering.thresholds is not None:
@@ -650,17 +652,22 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
         "config": run.config.model_dump(),
         "prior": None if result.answering is None else (result.answering.about.get("prior") or {}).get("shares"),
         **_abstention(result),
+        **({} if result.mixing is None else {"hybrid": result.mixing.as_dict()}),
     }
     device = device_of(classifier)
     write_classifier(aside, classifier.cpu(), recipe=recipe)
     if result.tuned.adapter is not None:
         write_adapter(aside, result.tuned.adapter)
+    if result.lexical is not None:
+        save_tfidf(aside, result.lexical, prepared, result, run)
     flush_meanwhile(aside)
     prepared.remembered.write(aside)
     bundle = reload(aside, device=str(device))
     write_probes(aside, bundle.engine)
-    part = next(result.parts[name] for name in ("calibration", "validation") if len(result.parts[name].truth))
-    return with_bf16_gate(bundle, part.tokens, part.truth)
+    name = next(name for name in ("calibration", "validation") if len(result.parts[name].truth))
+    part, texts = result.parts[name], getattr(prepared.splits, name).texts
+    tokens = part.tokens if result.mixing is None else bundle.engine.encode(texts)
+    return with_bf16_gate(bundle, tokens, part.truth)
 
 
 def _abstention(result: Result) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tagsmith.data.preparing import Prepared
 from tagsmith.events import Event, listened, silent
+from tagsmith.labels import Labels
 from tagsmith.run import HELD_OUT, Result, Run, truth_of
 
 if TYPE_CHECKING:
@@ -30,29 +31,39 @@ _MOST_ROWS_TO_CHOOSE = 1500
 
 def fit_rivals(bundle: Bundle[TorchEngine], prepared: Prepared, result: Result, run: Run) -> FrozenProbe:
     """Fit TF-IDF and a probe on the rows that the LLM learned from, save them beside it, and give the probe."""
-    from tagsmith.deployment.baselines import write_baselines, write_probe
+    from tagsmith.deployment.baselines import write_probe
 
     run.listen(Event("evaluation", "baselines", values={"text": "TF-IDF and a frozen probe on the same rows"}))
-    truth, labels = result.parts["train"].truth, bundle.engine.labels
-    lexical = _fit_lexical(bundle, prepared, result, run)
+    if result.lexical is None:  # a hybrid has fitted and saved its own
+        save_tfidf(bundle.folder, fit_tfidf(bundle.engine.labels, prepared, run), prepared, result, run)
     probe = _fit_probe(bundle, result, run)
-    if labels.multi_label:
-        thresholds = {"majority": np.full(len(labels), _HALF), "tfidf": _thresholds_of(lexical, prepared, result, run)}
-        write_baselines(bundle.folder, lexical, truth.mean(axis=0).tolist(), thresholds=thresholds)
-    else:
-        write_baselines(bundle.folder, lexical, (np.bincount(truth, minlength=len(labels)) / len(truth)).tolist())
     write_probe(bundle.folder, probe)
     return probe
+
+
+def save_tfidf(folder: Path, lexical: Lexical, prepared: Prepared, result: Result, run: Run) -> None:
+    """Write TF-IDF into a bundle, its thresholds fitted as the model's own where a text may have several labels."""
+    from tagsmith.deployment.baselines import write_baselines
+
+    truth = result.parts["train"].truth
+    if not lexical.multi_label:
+        shares = np.bincount(truth, minlength=len(lexical.bias)) / len(truth)
+        write_baselines(folder, lexical, shares.tolist())
+        return
+    thresholds = {"majority": np.full(len(lexical.bias), _HALF)}
+    thresholds["tfidf"] = _thresholds_of(lexical, prepared, result, run)
+    write_baselines(folder, lexical, truth.mean(axis=0).tolist(), thresholds=thresholds)
 
 
 _HALF = 0.5
 """Majority means half of the rows, where a text may have several labels."""
 
 
-def _fit_lexical(bundle: Bundle[TorchEngine], prepared: Prepared, result: Result, run: Run) -> Lexical:
+def fit_tfidf(labels: Labels, prepared: Prepared, run: Run) -> Lexical:
+    """TF-IDF and a linear model on all training rows."""
     from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
 
-    table, labels = prepared.whole_train or prepared.splits.train, bundle.engine.labels
+    table = prepared.whole_train or prepared.splits.train
     truth = truth_of(table, labels)
     weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
     if labels.multi_label:
@@ -165,5 +176,5 @@ def _probe_probabilities(folder: Path, engine: TorchEngine, texts: Sequence[str]
     probe = read_probe(folder)
     if probe is None or probe.start is None:
         return None
-    states = listened(frozen_states(engine.scorer.lowest(probe.start), engine.encode(texts)), silent)
+    states = listened(frozen_states(engine.scorer.lowest(probe.start), engine.tokens_alone(texts)), silent)
     return probe.probabilities(pool_states(engine.classifier, states, start=engine.classifier.backbone.depth))

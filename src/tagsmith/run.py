@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tagsmith.evaluation.thresholds import Thresholds
     from tagsmith.model.calibration import Calibration
     from tagsmith.model.classifier import Classifier
+    from tagsmith.model.hybrid import Mixing
+    from tagsmith.model.lexical import Lexical
     from tagsmith.tuning.depth import DepthChoice
     from tagsmith.tuning.forecast import Forecast
     from tagsmith.tuning.learner import Part
@@ -112,7 +114,8 @@ class Answering:
 class Result:
     """A tuned classifier's parts, curves and kept activations, its weights from before, and how logits are answered.
 
-    `further` are the tunings from other seeds than the run's own.
+    `further` are the tunings from other seeds than the run's own. In a hybrid `lexical` is its TF-IDF, `mixing` how it
+    is mixed with the LLM, and `tfidf` are the scores `(N, C)` of TF-IDF by part.
     """
 
     parts: dict[str, Part]
@@ -120,10 +123,21 @@ class Result:
     untuned: dict[str, Any]
     trained_parameters: int
     answering: Answering | None = None
+    lexical: Lexical | None = None
+    mixing: Mixing | None = None
+    tfidf: dict[str, np.ndarray] = field(default_factory=dict)
     further: list[FurtherSeed] = field(default_factory=list)
 
     def logits(self, classifier: Classifier, name: str) -> np.ndarray:
-        """Logits `(N, C)` of a part; `states` that were kept are gone on from."""
+        """Logits `(N, C)` of a part, in a hybrid those of LLM and TF-IDF together."""
+        return self.mixed(self.logits_alone(classifier, name), name)
+
+    def mixed(self, logits_NC: np.ndarray, name: str) -> np.ndarray:
+        """What a hybrid makes of the LLM's logits of a part; the same logits where the LLM answers alone."""
+        return logits_NC if self.mixing is None else self.mixing.mixed(logits_NC, self.tfidf[name])
+
+    def logits_alone(self, classifier: Classifier, name: str) -> np.ndarray:
+        """Logits `(N, C)` of a part by the LLM alone; `states` that were kept are gone on from."""
         from tagsmith.model.classifier import Scorer, finish_states
 
         if name in self.tuned.states and self.tuned.start:

@@ -8,9 +8,10 @@ import torch
 from tagsmith.config import Config, ModelConfig
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
+from tagsmith.tuning.candidates import Candidate, chosen_of
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
-from tagsmith.tuning.search import Candidate, Clock, _chosen, _fitted, budget_of, enter, search
+from tagsmith.tuning.search import Clock, _fitted, budget_of, enter, search
 from tagsmith.tuning.trials import Judged
 
 NAMES = Labels.of(["complaint", "praise"])
@@ -105,6 +106,41 @@ def test_what_the_clock_drops_is_said_and_not_judged(compete):
     assert [each["validation"] for each in found.as_dicts()][-1] is None
 
 
+# ---- Hybrids
+
+
+def test_hybrids_are_candidates_like_any_other_unless_the_user_says_which(compete):
+    entrants, texts = compete("llama")
+    clock = Clock(60.0, 0.0, now=lambda: 0.0)
+    few = QUICK | {"tuning": QUICK["tuning"] | {"method": "auto"}}
+    slow = [replace(each, step=1e6) for each in entrants]  # a head alone is quick to try
+    found = search(slow, texts, Config.of(few), clock=clock)
+    averaged = next(each for each in found.candidates if each.hybrid == "average")
+    assert "averaged with TF-IDF" in averaged.name
+    assert averaged.recipe.applied(Config.of(few)).tuning.hybrid == "average"
+    assert 0 <= averaged.recipe.applied(Config.of(few)).tuning.hybrid_share <= 1  # 40 validation rows fit no weight
+    assert {each.hybrid for each in found.candidates} == {"none", "average"}
+    asked = {kind: Config.of({**few, "tuning": few["tuning"] | {"hybrid": kind}}) for kind in ("none", "average")}
+    alone = search(slow, texts, asked["none"], clock=clock)
+    assert {each.hybrid for each in alone.candidates} == {"none"}
+    both = search(slow, texts, asked["average"], clock=clock)
+    assert both.recipe.applied(asked["average"]).tuning.hybrid == "average"
+
+
+def test_a_hybrid_wins_only_where_it_reads_better_and_a_cascade_where_it_is_no_worse():
+    loss_H = np.random.default_rng(0).exponential(size=500)
+    alone = candidate("alone", loss_H, weights=10)
+    luck_H = np.random.default_rng(1).normal(scale=0.1, size=500)
+    luck_H -= luck_H.mean() + 1e-4
+    average = replace(candidate("average", loss_H + luck_H, weights=10), hybrid="average")
+    cascade = replace(candidate("cascade", loss_H - luck_H, weights=10), hybrid="cascade", share=0.5)
+    assert chosen_of([alone, average], is_whole=True, left=1e9) == 0
+    better = replace(candidate("average", 0.8 * loss_H, weights=10), hybrid="average")
+    assert chosen_of([alone, better], is_whole=True, left=1e9) == 1
+    assert chosen_of([alone, average, cascade], is_whole=True, left=1e9) == 2
+    assert chosen_of([alone, better], is_whole=True, left=1e9, hybrid="none") == 0
+
+
 # ---- Recipes
 
 
@@ -163,24 +199,24 @@ def candidate(name, loss_H, *, kind="last_layers", weights=1):
 def test_the_smallest_of_equals_wins_and_a_clearly_better_one_beats_it():
     loss_H = np.random.default_rng(0).exponential(size=500)
     equals = [candidate("large", loss_H, weights=9), candidate("small", loss_H[::-1], weights=2)]
-    assert _chosen(equals, is_whole=True, left=1e9) == 1
-    assert _chosen([*equals, candidate("better", 0.5 * loss_H, weights=99)], is_whole=True, left=1e9) == 2
+    assert chosen_of(equals, is_whole=True, left=1e9) == 1
+    assert chosen_of([*equals, candidate("better", 0.5 * loss_H, weights=99)], is_whole=True, left=1e9) == 2
 
 
 def test_a_head_alone_beats_a_tuning_only_where_all_rows_were_looked_at():
     loss_H = np.random.default_rng(0).exponential(size=500)
     both = [candidate("head", 0.9 * loss_H, kind="head"), candidate("tuned", loss_H)]
-    assert _chosen(both, is_whole=True, left=1e9) == 0
-    assert _chosen(both, is_whole=False, left=1e9) == 1
-    assert _chosen(both[:1], is_whole=False, left=1e9) == 0
+    assert chosen_of(both, is_whole=True, left=1e9) == 0
+    assert chosen_of(both, is_whole=False, left=1e9) == 1
+    assert chosen_of(both[:1], is_whole=False, left=1e9) == 0
 
 
 def test_a_winner_has_time_for_most_of_its_epochs_where_any_has():
     loss_H = np.random.default_rng(0).exponential(size=500)
     slow, quick = replace(candidate("slow", 0.5 * loss_H), seconds=100.0), candidate("quick", loss_H)
-    assert _chosen([slow, quick], is_whole=True, left=90.0) == 0
-    assert _chosen([slow, quick], is_whole=True, left=50.0) == 1
-    assert _chosen([slow], is_whole=True, left=50.0) == 0
+    assert chosen_of([slow, quick], is_whole=True, left=90.0) == 0
+    assert chosen_of([slow, quick], is_whole=True, left=50.0) == 1
+    assert chosen_of([slow], is_whole=True, left=50.0) == 0
 
 
 @pytest.mark.parametrize(

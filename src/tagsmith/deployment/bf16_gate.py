@@ -14,7 +14,6 @@ from tagsmith.deployment.bundle import Bundle
 from tagsmith.deployment.parity import at_once, compared
 from tagsmith.deployment.recipe import SETTINGS
 from tagsmith.deployment.torch_engine import TorchEngine
-from tagsmith.model.classifier import Scorer
 from tagsmith.model.device import device_of, processor_has_bf16
 
 MOST_ROWS = 64
@@ -30,9 +29,11 @@ def with_bf16_gate(bundle: Bundle[TorchEngine], tokens: Tokens, truth: np.ndarra
     if not len(rows) or device_of(engine.classifier).type != "cpu" or not processor_has_bf16():
         return bundle
     few = tokens.of_texts(rows)
-    halved = Scorer(engine.classifier, tokens_per_batch=engine.tokens_per_batch, dtype=torch.bfloat16)
+    halved = TorchEngine(
+        engine.classifier, tokens_per_batch=engine.tokens_per_batch, dtype=torch.bfloat16, mixer=engine.mixer
+    )
     found = compared(
-        engine.probabilities_of(halved.logits(few)),
+        engine.probabilities_of(halved.logits_of(few)),
         engine.probabilities_of(engine.logits_of(few)),
         truth[rows],
         names=("torch-bf16", engine.name),

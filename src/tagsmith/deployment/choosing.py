@@ -70,6 +70,8 @@ def why_not(name: str, folder: Path, settings: Mapping[str, Any], device: str = 
     lacks = next((each.lacks for each in known_names("engine") if each.name == name), "")
     if lacks:
         return f'it is not installed (pip install "{lacks}")'
+    if settings.get("hybrid") and name not in (*EXACT, *LOSSY, "tfidf"):
+        return "the bundle answers by an LLM and TF-IDF together, and engines of other packages know the LLM alone"
     if device != "cpu" and name not in _ON_DEVICES:
         return f"it computes on the CPU alone, and '{device}' was asked for"
     if settings.get("kind") == "tfidf":

@@ -79,6 +79,11 @@ def _by_gradients(bundle: Bundle, texts: Sequence[str], targets: Sequence[int]) 
             f"Integrated gradients need a bundle that PyTorch computes; '{bundle.folder}' is of the engine "
             f"{engine.name}. Explain it by leaving out words, or explain the bundle that it was exported from."
         )
+    if engine.mixer is not None:
+        raise SettingError(
+            f"Integrated gradients explain an LLM, and '{bundle.folder}' answers by an LLM and TF-IDF together. "
+            "Explain it by leaving out words, which needs no gradients."
+        )
     return [
         Explanation(text, bundle.labels[i], integrated(engine.classifier, text, i))
         for text, i in zip(clean_texts(texts, engine.cleaning), targets, strict=True)

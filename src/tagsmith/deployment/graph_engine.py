@@ -55,7 +55,12 @@ class GraphEngine:
         return self._recipe.encode(texts, pairs)
 
     def logits_of(self, tokens: Tokens) -> np.ndarray:
-        """Logits `(N, C)` float32; NaN for a text without tokens. Equal texts are computed once."""
+        """Logits `(N, C)`; NaN for a text without tokens. Equal texts are computed once."""
+        mixer = self._recipe.mixer
+        return self._computed(tokens) if mixer is None else mixer.logits(tokens, self._computed)
+
+    def _computed(self, tokens: Tokens) -> np.ndarray:
+        """Logits of the graph `(N, C)` float32."""
         firsts, twins = tokens.distinct()
         lengths = tokens.lengths[firsts]
         answerable = np.flatnonzero(lengths)

@@ -20,6 +20,11 @@ def require_expressible(settings: Mapping[str, Any]) -> None:
     if settings["hugging_face"]:
         return
     model, several = settings["model"], bool(settings.get("multi_label"))
+    if settings.get("hybrid"):
+        raise SettingError(
+            "Hugging Face's classifiers cannot express this bundle: it answers by an LLM and TF-IDF together. Expected "
+            "an LLM alone; train it so (tuning.hybrid=none), or export to onnx or openvino, which express every bundle."
+        )
     reasons = [
         f"it pools by '{model['pooling']}', where Hugging Face's decoders take the last token and its BERT the first",
         *(["its head is an MLP"] if model["head"] != "linear" else []),

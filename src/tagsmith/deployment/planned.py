@@ -43,8 +43,17 @@ _UNSEARCHED = {
     "model": {"long_texts": ModelConfig().long_texts},
     "tuning": TuningConfig().model_dump(
         include={
-            *("average", "batch_size", "blocks", "choose_calibrated", "epochs", "layer_decay", "learning_rate"),
-            *("most_rows", "patience", "start"),
+            *(
+                "average",
+                "batch_size",
+                "blocks",
+                "choose_calibrated",
+                "epochs",
+                "hybrid",
+                "hybrid_share",
+                "layer_decay",
+            ),
+            *("learning_rate", "most_rows", "patience", "start"),
         }
     ),
 }

@@ -14,6 +14,7 @@ from tagsmith.config import Config
 from tagsmith.data.cleaning import clean_texts
 from tagsmith.data.encoding import Encoder, Tokens
 from tagsmith.data.pairs import PAIR
+from tagsmith.deployment.hybrid import Mixer
 from tagsmith.errors import SettingError
 from tagsmith.labels import Labels
 from tagsmith.model.calibration import Calibration
@@ -91,12 +92,18 @@ def joined_pairs(texts: Sequence[str], pairs: Sequence[str] | None, *, known: bo
     return [f"{first.replace(PAIR, ' ')}{PAIR}{second.replace(PAIR, ' ')}" for first, second in sides]
 
 
-def encode_answerable(encoder: Encoder, texts: Sequence[str], cleaning: Sequence[str]) -> Tokens:
-    """The tokens of cleaned texts; one without any letter or sign has none, whatever the tokenizer puts around it."""
+def encode_answerable(
+    encoder: Encoder, texts: Sequence[str], cleaning: Sequence[str], mixer: Mixer | None = None
+) -> Tokens:
+    """The tokens of cleaned texts, with the scores of TF-IDF where a `mixer` wants them.
+
+    A text without any letter or sign has none, whatever the tokenizer puts around it.
+    """
     cleaned = clean_texts(texts, cleaning)
     tokens = encoder.encode(cleaned)
     blank = [i for i, text in enumerate(cleaned) if not text.strip()]
-    return tokens.emptied(np.array(blank)) if blank else tokens
+    tokens = tokens.emptied(np.array(blank)) if blank else tokens
+    return tokens if mixer is None else mixer.encode(tokens, cleaned)
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class Recipe:
     sureties: np.ndarray | None
     cleaning: tuple[str, ...]
     tokens_per_batch: int
+    mixer: Mixer | None = None
 
     @classmethod
     def read(cls, folder: Path, settings: Mapping[str, Any]) -> Recipe:
@@ -122,8 +130,10 @@ class Recipe:
             sureties=sureties_of(settings),
             cleaning=cleaning_of(settings),
             tokens_per_batch=tokens_per_batch_of(settings),
+            mixer=Mixer.read(folder, settings),
         )
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
         """The tokens of cleaned texts, none for one without any letter or sign."""
-        return encode_answerable(self.encoder, joined_pairs(texts, pairs, known=self.encoder.pairs), self.cleaning)
+        joined = joined_pairs(texts, pairs, known=self.encoder.pairs)
+        return encode_answerable(self.encoder, joined, self.cleaning, self.mixer)

@@ -40,7 +40,7 @@ def fill_tfidf(folder: Path, aside: Path) -> None:
 
 def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     thresholds = read_baselines(folder).thresholds.get("tfidf")
-    kept = {key: value for key, value in settings.items() if key not in ("engines", "backbone")}
+    kept = {key: value for key, value in settings.items() if key not in ("engines", "backbone", "hybrid")}
     return {
         **kept,
         "kind": KIND,

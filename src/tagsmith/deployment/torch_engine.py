@@ -13,6 +13,7 @@ import torch
 from tagsmith.data.encoding import Tokens
 from tagsmith.deployment.bundle import Bundle, read_report
 from tagsmith.deployment.engine import Answer, answers
+from tagsmith.deployment.hybrid import Mixer
 from tagsmith.deployment.recipe import (
     cleaning_of,
     encode_answerable,
@@ -37,11 +38,13 @@ class TorchEngine:
         tokens_per_batch: int = 512,
         cleaning: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
+        mixer: Mixer | None = None,
     ) -> None:
         self.name = "torch-fp32" if dtype == torch.float32 else "torch-bf16"
         self.labels: Labels = classifier.labels
         self.cleaning = tuple(cleaning)
         self.tokens_per_batch = tokens_per_batch
+        self.mixer = mixer
         self._classifier = classifier
         self._scorer = Scorer(classifier, tokens_per_batch=tokens_per_batch, dtype=dtype)
 
@@ -78,11 +81,16 @@ class TorchEngine:
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
         """The tokens of cleaned texts, none for one without any letter or sign."""
         encoder = self._classifier.encoder
-        return encode_answerable(encoder, joined_pairs(texts, pairs, known=encoder.pairs), self.cleaning)
+        joined = joined_pairs(texts, pairs, known=encoder.pairs)
+        return encode_answerable(encoder, joined, self.cleaning, self.mixer)
+
+    def tokens_alone(self, texts: Sequence[str]) -> Tokens:
+        """What the classifier itself reads of texts, without anything of TF-IDF."""
+        return encode_answerable(self._classifier.encoder, texts, self.cleaning)
 
     def logits_of(self, tokens: Tokens) -> np.ndarray:
-        """Logits `(N, C)` float32; NaN for a text without tokens."""
-        return self._scorer.logits(tokens)
+        """Logits `(N, C)`; NaN for a text without tokens."""
+        return self._scorer.logits(tokens) if self.mixer is None else self.mixer.logits(tokens, self._scorer.logits)
 
     def probabilities_of(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities `(N, C)` float64."""
@@ -109,6 +117,7 @@ def _open(
         tokens_per_batch=tokens_per_batch_of(settings),
         cleaning=cleaning_of(settings),
         dtype=dtype,
+        mixer=Mixer.read(folder, settings),
     )
 
 

@@ -55,7 +55,7 @@ def write_classifier(folder: Path, classifier: Classifier, *, recipe: Mapping[st
     Where Hugging Face can express the model, its temperature is folded into the head and the root is a checkpoint of
     Hugging Face's own; elsewhere the trunk lies under `trunk/`, so that its pipeline refuses rather than guesses.
     """
-    expressible = hugging_face_expresses(classifier)
+    expressible = hugging_face_expresses(classifier) and not recipe.get("hybrid")
     if expressible:
         _write_hugging_face(folder, classifier)
     else:

@@ -22,7 +22,7 @@ FEW_ROWS = 3000
 """With fewer training rows a step is of 16 rows, with more of 32: fewer rows deserve more steps."""
 
 EPOCHS = {"last_layers": 4, "full": 4, "lora": 4, "head": 1}
-CHOSEN_BY_AUTO = {("tuning", "method"), ("tuning", "budget"), ("model", "backbone")}
+CHOSEN_BY_AUTO = {("tuning", "method"), ("tuning", "budget"), ("tuning", "hybrid"), ("model", "backbone")}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class Recipe:
             if tuning.blocks != layers
             else f"all learn, {rate}",
         }[tuning.method]
-        return f"{self.backbone}, {layers} blocks, {own.model.pooling} pooling: {did}"
+        with_tfidf = {"none": "", "average": ", averaged with TF-IDF", "stacking": ", stacked with TF-IDF"}
+        both = with_tfidf.get(tuning.hybrid, ", behind TF-IDF where that is not sure")
+        return f"{self.backbone}, {layers} blocks, {own.model.pooling} pooling: {did}{both}"
 
     def trial_seconds(self, entrant: Entrant, config: Config, *, rows: int, epochs: int) -> float:
         """About how long a short tuning on so many rows takes, from states that are at hand."""

@@ -21,13 +21,24 @@ from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
+from tagsmith.tuning.candidates import Candidate, asked_hybrid, best_of, chosen_of, hybrids_of, loss_of, why_of
 from tagsmith.tuning.depth import DepthChoice, Probed, Tried, cut_copy, shortlist
 from tagsmith.tuning.forecast import lasting, pass_seconds, step_seconds
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.methods import first_tuned_block
+from tagsmith.tuning.mixing import FEWEST_ROWS
 from tagsmith.tuning.plan import plan_of
 from tagsmith.tuning.recipes import Entrant, Recipe, batch_size, gives_depth, pinned, recipes_of
-from tagsmith.tuning.trials import ENOUGH, HELD_OUT, Judged, Sample, draw_sample, try_lexical, try_probe, try_recipe
+from tagsmith.tuning.trials import (
+    ENOUGH,
+    HELD_OUT,
+    Judged,
+    Sample,
+    draw_sample,
+    try_lexical,
+    try_probe,
+    try_recipe,
+)
 
 SAMPLE_ROWS, SAMPLE_TOKENS = (200, 1500), 120_000
 """Rows that candidates learn from, and tokens of all rows that are looked at: their states at all depths are kept."""
@@ -43,32 +54,6 @@ MOST_DEPTHS, EPOCHS, BLOCKS_TIMED = 6, 2, 6
 
 WHOLE = 0.8
 """A sample with this share of the training rows speaks for all of them."""
-
-MOST_OF_IT = 0.7
-"""The share of its epochs that a winner should have time for."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One that was judged, or was to be: `recipe` is None for TF-IDF, `verdict` for what the clock dropped."""
-
-    name: str
-    kind: str
-    recipe: Recipe | None
-    verdict: Judged | None
-    seconds: float
-    weights: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data without times, which differ from run to run."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "backbone": None if self.recipe is None else self.recipe.backbone,
-            "settings": None if self.recipe is None else self.recipe.settings,
-            "validation": None if self.verdict is None else self.verdict.as_dict(),
-            "weights": self.weights,
-        }
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,7 @@ class Found:
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The candidates for report.json, the best first and numbered, those that were not judged last."""
-        order = sorted(range(len(self.candidates)), key=lambda i: _loss_of(self.candidates[i]))
+        order = sorted(range(len(self.candidates)), key=lambda i: loss_of(self.candidates[i]))
         return [
             {"number": number, "chosen": i == self.chosen} | self.candidates[i].as_dict()
             for number, i in enumerate(order, start=1)
@@ -97,10 +82,6 @@ class Found:
     def times(self) -> list[dict[str, Any]]:
         """What each would take on all rows, as forecast here: for run.json."""
         return [{"name": each.name, "seconds": round(each.seconds, 1)} for each in self.candidates]
-
-
-def _loss_of(candidate: Candidate) -> float:
-    return np.inf if candidate.verdict is None else candidate.verdict.loss
 
 
 @dataclass
@@ -157,13 +138,9 @@ def search(
     `texts` are those of each part, for TF-IDF; the test rows are not among them.
     """
     sample = draw_sample(entrants[0].parts, rows=_rows_for(entrants, clock), seed=config.seed)
-    lexical = try_lexical(
-        sample.texts(texts),
-        sample.of(entrants[0].parts),
-        sample,
-        labels=entrants[0].classifier.labels,
-        seed=config.seed,
-    )
+    part, began = sample.of(entrants[0].parts), clock.spent
+    lexical = try_lexical(sample.texts(texts), part, sample, labels=entrants[0].classifier.labels, seed=config.seed)
+    beside = (clock.spent - began) * len(entrants[0].parts["train"].truth) / sample.fitted
     candidates = [Candidate("TF-IDF + linear", "tfidf", None, lexical, 0.0, 0)]
     listen(_said(candidates[0]))
     by_pace = sorted(entrants, key=lambda each: each.reference_pass())
@@ -178,12 +155,19 @@ def search(
         candidates.append(_candidate(look, recipe, verdict, config))
         listen(_said(candidates[-1]))
     is_whole = sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth)
-    chosen = _chosen(candidates, is_whole=is_whole, left=clock.left(0.95))
+    bases = {chosen_of(candidates, is_whole=is_whole, left=clock.left(0.95)), best_of(candidates)}
+    few = len(entrants[0].parts["validation"].truth) < FEWEST_ROWS
+    for base in sorted(bases):
+        for candidate in hybrids_of(candidates[base], lexical, part, sample, config, beside=beside, few=few):
+            candidates.append(candidate)
+            listen(_said(candidate))
+    chosen = chosen_of(candidates, is_whole=is_whole, left=clock.left(0.95), hybrid=asked_hybrid(config))
     winner = candidates[chosen]
     assert winner.recipe is not None
     look = next(look for look in looks if look.entrant.name == winner.recipe.backbone)
-    recipe, fitted = _fitted(winner.recipe, look.entrant, config, clock)
-    told = [_why(candidates, chosen), *fitted]
+    reserved = 0.0 if winner.hybrid == "none" else beside
+    recipe, fitted = _fitted(winner.recipe, look.entrant, config, clock, reserved=reserved)
+    told = [why_of(candidates, chosen), *fitted]
     if dropped:
         told.append(f"{dropped} of {len(planned)} candidates were dropped: the trials took longer than forecast.")
     rows = {"learnt_from": sample.each, "judged": len(sample.judged), "folds": len(sample.folds)}
@@ -228,32 +212,14 @@ def _least_rows(entrant: Entrant) -> int:
     return min(1000, len(entrant.parts["train"].truth))
 
 
-def _chosen(candidates: Sequence[Candidate], *, is_whole: bool, left: float) -> int:
-    """The cheapest LLM of those that are no worse than the best of them.
-
-    Those that could be trained on all rows for most of their epochs in the seconds that are `left` come first: what
-    wins a short tuning and is then cut short loses to what had its time.
-
-    Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged:
-    more rows help a tuning more, and one that begins at its probe never ends worse than that.
-    """
-    judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
-    judged = [one for one in judged if MOST_OF_IT * one[1].seconds <= left] or judged
-    tunings = [one for one in judged if one[1].kind != "head"]
-    judged = judged if is_whole or not tunings else tunings
-    best = min((verdict for _, _, verdict in judged), key=lambda verdict: verdict.loss)
-    equal = [
-        (each.weights, verdict.loss, i) for i, each, verdict in judged if verdict is best or verdict.is_no_worse(best)
-    ]
-    return min(equal)[2]
-
-
-def _fitted(recipe: Recipe, entrant: Entrant, config: Config, clock: Clock) -> tuple[Recipe, list[str]]:
+def _fitted(
+    recipe: Recipe, entrant: Entrant, config: Config, clock: Clock, *, reserved: float = 0.0
+) -> tuple[Recipe, list[str]]:
     """The winner with as many epochs as there is time for, and on fewer rows where there is not even time for one.
 
-    Epochs that the user asked for are all made.
+    Epochs that the user asked for are all made. `reserved` are seconds that other work will take.
     """
-    own, left = recipe.applied(config).tuning, clock.left(0.95)
+    own, left = recipe.applied(config).tuning, clock.left(0.95) - reserved
     if own.method == "head":
         return recipe, []
     wanted, told = own.epochs, []
@@ -295,25 +261,6 @@ def _announced(planned: Sequence[object], sample: Sample, clock: Clock, config: 
         f"Searching within {lasting(clock.budget)}{given}: {len(planned)} candidates learn from "
         f"{sample.each} rows and are judged on {len(sample.judged)} {how}."
     )
-
-
-def _why(candidates: Sequence[Candidate], chosen: int) -> str:
-    winner, lexical = candidates[chosen], candidates[0]
-    assert winner.verdict is not None
-    assert lexical.verdict is not None
-    judged = [each for each in candidates[1:] if each.verdict is not None]
-    best = min(judged, key=_loss_of)
-    assert best.verdict is not None
-    if best is winner:
-        why = "it read the judged rows best"
-    elif best.kind == "head" != winner.kind:
-        why = "a tuning gains more from all rows than a head alone does, and begins where that ends"
-    elif winner.verdict.is_no_worse(best.verdict):
-        why = f"it is the smallest that is no worse than '{best.name}'"
-    else:
-        why = f"'{best.name}' read the judged rows better, and there is no time to train it"
-    text = f"Of {len(judged)} candidates '{winner.name}' was chosen: {why} (log loss {winner.verdict.loss:.4f}"
-    return f"{text}, TF-IDF {lexical.verdict.loss:.4f} on as many rows)."
 
 
 @dataclass
@@ -375,7 +322,7 @@ class _Look:
         mine = [
             (each.recipe.applied(config), each.verdict)
             for each in candidates
-            if each.recipe and each.verdict and each.recipe.backbone == self.entrant.name
+            if each.recipe and each.verdict and each.recipe.backbone == self.entrant.name and each.hybrid == "none"
         ]
         tried = {
             int(own.model.layers): Tried(int(own.model.layers), verdict.loss, float(verdict.right_H.mean()))

@@ -22,12 +22,14 @@ from tagsmith.events import Listener, silent
 from tagsmith.labels import Labels
 from tagsmith.model.activations import States
 from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
+from tagsmith.model.hybrid import Hybrid, Mixing
 from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
 from tagsmith.tuning.depth import cut_copy
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import tune
 from tagsmith.tuning.losses import right_rows, row_losses
 from tagsmith.tuning.methods import first_tuned_block
+from tagsmith.tuning.mixing import cross_mixed, fit_mixing
 from tagsmith.tuning.probes import fit_probe
 from tagsmith.tuning.recipes import Recipe
 
@@ -175,6 +177,16 @@ def _temperature(logits: torch.Tensor, truth: torch.Tensor) -> float:
         lambda power: float(row_losses(logits / np.exp(power), truth).mean()), bounds=(-5.0, 5.0), method="bounded"
     )
     return float(np.exp(found.x))
+
+
+def try_hybrid(
+    kind: Hybrid, llm: Judged, lexical: Judged, part: Part, sample: Sample, *, seed: int
+) -> tuple[Judged, Mixing]:
+    """LLM and TF-IDF together, each judged row by a mixing that others have fitted, and the mixing of all of them."""
+    truth, groups = part.truth[sample.judged], _groups(part)[sample.judged]
+    both = (llm.logits_HC, lexical.logits_HC, truth)
+    verdict = judged(cross_mixed(kind, *both, groups, seed=seed), truth)
+    return verdict, fit_mixing(kind, *both)
 
 
 def try_probe(classifier: Classifier, part: Part, states: States, sample: Sample, *, layers: int, how: str) -> Judged:

@@ -1,0 +1,146 @@
+"""The candidates of a search: what was judged, hybrids of it with TF-IDF, which one wins, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tagsmith.config import Config
+from tagsmith.model.hybrid import Hybrid
+from tagsmith.tuning.learner import Part
+from tagsmith.tuning.mixing import KINDS, share_of
+from tagsmith.tuning.recipes import Recipe
+from tagsmith.tuning.trials import Judged, Sample, try_hybrid
+
+MOST_OF_IT = 0.7
+"""The share of its epochs that a winner should have time for."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One that was judged, or was to be: `recipe` is None for TF-IDF, `verdict` for what the clock dropped.
+
+    `share` is that of the texts which the LLM is asked about.
+    """
+
+    name: str
+    kind: str
+    recipe: Recipe | None
+    verdict: Judged | None
+    seconds: float
+    weights: int
+    hybrid: Hybrid = "none"
+    share: float = 1.0
+
+    @property
+    def cost(self) -> float:
+        """What a text costs, in weights; TF-IDF beside them costs a little."""
+        return self.weights * self.share * (1.0 if self.hybrid == "none" else 1.01)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data without times, which differ from run to run."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "hybrid": self.hybrid,
+            "backbone": None if self.recipe is None else self.recipe.backbone,
+            "settings": None if self.recipe is None else self.recipe.settings,
+            "validation": None if self.verdict is None else self.verdict.as_dict(),
+            "weights": self.weights,
+            "llm_share": self.share if self.recipe else 0.0,
+        }
+
+
+def loss_of(candidate: Candidate) -> float:
+    """The mean loss on the judged rows; infinite where there was no time to judge it."""
+    return np.inf if candidate.verdict is None else candidate.verdict.loss
+
+
+def asked_hybrid(config: Config) -> Hybrid | None:
+    """The kind of hybrid that the user wants, `none` included; None where that is for the search to find."""
+    return config.tuning.hybrid if "hybrid" in config.tuning.model_fields_set else None
+
+
+def best_of(candidates: Sequence[Candidate]) -> int:
+    """The LLM that read the judged rows best, whatever it costs."""
+    return min((i for i, each in enumerate(candidates) if each.recipe), key=lambda i: loss_of(candidates[i]))
+
+
+def hybrids_of(
+    base: Candidate, lexical: Judged, part: Part, sample: Sample, config: Config, *, beside: float, few: bool
+) -> list[Candidate]:
+    """A judged LLM together with TF-IDF in each way; fitting TF-IDF on all rows takes `beside` seconds.
+
+    Where only a `few` validation rows will be there, the share of TF-IDF is that of the judged rows, and there is
+    nothing but an average.
+    """
+    asked, found = asked_hybrid(config), []
+    kinds: Sequence[Hybrid] = KINDS if asked is None else [asked]
+    assert base.recipe is not None
+    assert base.verdict is not None
+    for kind in kinds:
+        if kind == "none" or (few and kind != "average"):
+            continue
+        verdict, mixing = try_hybrid(kind, base.verdict, lexical, part, sample, seed=config.seed)
+        share = share_of(mixing, base.verdict.logits_HC, lexical.logits_HC, part.truth[sample.judged])
+        own = {"hybrid_share": round(share, 3)} if few and config.tuning.hybrid_share is None else {}
+        recipe = base.recipe.with_tuning(hybrid=kind, **own)
+        asked_of = 1 - float(mixing.is_sure(lexical.logits_HC).mean())
+        found.append(
+            replace(
+                base,
+                name=recipe.name(config),
+                recipe=recipe,
+                verdict=verdict,
+                seconds=base.seconds + beside,
+                hybrid=kind,
+                share=asked_of,
+            )
+        )
+    return found
+
+
+def chosen_of(candidates: Sequence[Candidate], *, is_whole: bool, left: float, hybrid: Hybrid | None = None) -> int:
+    """The cheapest of those that are no worse than the best of them; never TF-IDF alone, which all bundles have beside.
+
+    Those that could be trained on all rows for most of their epochs in the seconds that are `left` come first: what
+    wins a short tuning and is then cut short loses to what had its time.
+
+    Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged:
+    more rows help a tuning more, and one that begins at its probe never ends worse than that.
+
+    `hybrid` is the kind that the user wants, where there is one.
+    """
+    judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
+    judged = [one for one in judged if one[1].hybrid == hybrid] or judged
+    judged = [one for one in judged if MOST_OF_IT * one[1].seconds <= left] or judged
+    tunings = [one for one in judged if one[1].kind != "head"]
+    judged = judged if is_whole or not tunings else tunings
+    best = min((verdict for _, _, verdict in judged), key=lambda verdict: verdict.loss)
+    equal = [
+        (each.cost, verdict.loss, i) for i, each, verdict in judged if verdict is best or verdict.is_no_worse(best)
+    ]
+    return min(equal)[2]
+
+
+def why_of(candidates: Sequence[Candidate], chosen: int) -> str:
+    """Why the chosen one won, in a sentence or two."""
+    winner, lexical = candidates[chosen], candidates[0]
+    assert winner.verdict is not None
+    assert lexical.verdict is not None
+    judged = [each for each in candidates[1:] if each.verdict is not None]
+    best = min(judged, key=loss_of)
+    assert best.verdict is not None
+    if best is winner:
+        why = "it read the judged rows best"
+    elif best.kind == "head" != winner.kind:
+        why = "a tuning gains more from all rows than a head alone does, and begins where that ends"
+    elif winner.verdict.is_no_worse(best.verdict):
+        why = f"it is the cheapest that is no worse than '{best.name}'"
+    else:
+        why = f"'{best.name}' read the judged rows better, and there is no time to train it"
+    text = f"Of {len(judged)} candidates '{winner.name}' was chosen: {why} (log loss {winner.verdict.loss:.4f}"
+    return f"{text}, TF-IDF {lexical.verdict.loss:.4f} on as many rows)."
