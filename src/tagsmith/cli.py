@@ -41,6 +41,12 @@ Source = Annotated[
 ]
 Query = Annotated[str | None, typer.Option(help="What a database is asked, as 'SELECT text, label FROM reviews'.")]
 BundleFolder = Annotated[Path, typer.Argument(help="The folder of a trained bundle.")]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ray[://HOST:PORT]", help="Work on a Ray cluster: ray starts one on this machine; needs tagsmith[ray]."
+    ),
+]
 Setting = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")]
 
 
@@ -190,6 +196,10 @@ def predict(
         bool,
         typer.Option("--spreadsheet-safe", help="Put an apostrophe before cells that a spreadsheet would compute."),
     ] = False,
+    on: On = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --on: at most so many workers of one CPU; all that fit by default.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
 ) -> None:
     """Label texts, or the rows of a file."""
@@ -200,24 +210,25 @@ def predict(
         raise typer.BadParameter("--file and --out go together: the rows of one are written to the other.")
     if (file is None) == (not texts):
         raise typer.BadParameter("give either texts, or --file and --out.")
+    if on is None and workers is not None:
+        raise typer.BadParameter("--workers goes with --on.")
+    if on is not None and file is None:
+        raise typer.BadParameter("--on goes with --file: a few texts need no cluster.")
     if file is not None and out is not None:
         from tagsmith.console import Console
         from tagsmith.deployment.scoring import score
 
         if not resume:
             refuse_existing(out, force=force)
+        asked = {"text": text, "query": query, "force": force, "resume": resume, "spreadsheet_safe": spreadsheet_safe}
         with Console() as console:
-            rows = score(
-                load(bundle, device=device, engine=engine),
-                file,
-                out=out,
-                text=text,
-                query=query,
-                force=force,
-                resume=resume,
-                spreadsheet_safe=spreadsheet_safe,
-                listen=console,
-            )
+            if on is not None:
+                from tagsmith.scale.score import score_on
+
+                how = {"engine": engine, "device": device, "workers": workers}
+                rows = score_on(on, bundle, file, out=out, **asked, **how, listen=console)
+            else:
+                rows = score(load(bundle, device=device, engine=engine), file, out=out, **asked, listen=console)
         typer.echo(f"{rows} rows labelled.", err=True)
         print(out)
         return

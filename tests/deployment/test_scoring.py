@@ -298,3 +298,19 @@ def require_once(out, rows):
     found = read_back(out)
     assert found.select("id", "text").rows() == rows
     assert found["predicted_label"].null_count() == 0
+
+
+def test_rows_that_cannot_be_computed_are_set_aside_and_counted(bundle, source, tmp_path, monkeypatch, heard):
+    answer = bundle.engine.answer
+
+    def fails(texts):
+        if any("rude" in text for text in texts):
+            raise RuntimeError("cannot")
+        return answer(texts)
+
+    monkeypatch.setattr(bundle.engine, "answer", fails)
+    assert score(bundle, source, out=tmp_path / "out.csv", listen=heard.append) == 5
+    found = read_back(tmp_path / "out.csv")
+    assert found["remark"].to_list() == [None, "failed", "empty", None, None]
+    assert found["predicted_label"][1] is None
+    assert heard[-1].values["text"].startswith("1 of 5 rows could not be computed and have no label")

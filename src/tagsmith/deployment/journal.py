@@ -25,12 +25,16 @@ NAME = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part: its number from 0, its rows, the hash of its file, and that of the texts it was made of."""
+    """A finished part: its number from 0, its rows, the hash of its file, and that of the texts it was made of.
+
+    `aside` of the rows could not be computed.
+    """
 
     part: int
     rows: int
     sha256: str
     texts_sha256: str
+    aside: int = 0
 
 
 class Journal:
@@ -50,14 +54,18 @@ class Journal:
         """Where a part lies."""
         return self.folder / f"part-{number:06d}"
 
-    def add(self, number: int, *, rows: int, texts_sha256: str, write: Callable[[Path], None]) -> None:
+    def add(self, number: int, *, rows: int, texts_sha256: str, write: Callable[[Path], None], aside: int = 0) -> None:
         """Write a part and its line; it counts from the moment that the line is on the disk."""
-        aside = self.folder / f"part-{number:06d}.{os.getpid()}"
-        write(aside)
-        _flush(aside)
-        aside.rename(self.path(number))
+        written = self.folder / f"part-{number:06d}.{os.getpid()}"
+        write(written)
+        sha256 = flushed(written)
+        self.adopt(number, rows=rows, texts_sha256=texts_sha256, aside=aside, written=written, sha256=sha256)
+
+    def adopt(self, number: int, *, rows: int, texts_sha256: str, written: Path, sha256: str, aside: int = 0) -> None:
+        """Take a part that was written in the folder under a name of its own, and flushed, and note its line."""
+        written.rename(self.path(number))
         _flush(self.folder)
-        part = Part(number, rows, _sha256(self.path(number)), texts_sha256)
+        part = Part(number, rows, sha256, texts_sha256, aside)
         self._note(asdict(part))
         self.done[number] = part
 
@@ -76,6 +84,12 @@ class Journal:
         self._file.write(json.dumps(values).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def flushed(path: Path) -> str:
+    """The SHA-256 of a file whose bytes are on the disk from now on."""
+    _flush(path)
+    return _sha256(path)
 
 
 def folder_of(target: Path) -> Path:

@@ -153,13 +153,13 @@ def _own_folder() -> Path:
     """A new folder for logs and sockets, short enough for these."""
     asked = os.environ.get("RAY_TMPDIR")
     for parent in [asked] if asked else [tempfile.gettempdir(), "/tmp"]:
-        folder = Path(tempfile.mkdtemp(prefix="tagsmith-", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix="tagsmith-ray-", dir=parent))
         if len(str(folder)) <= _SOCKET_ROOM:
             return folder
         folder.rmdir()
     raise SettingError(
         f"Ray keeps sockets in the folder for temporary files, and '{asked or tempfile.gettempdir()}' is too long a "
-        "name for them. Expected at most 25 characters; set RAY_TMPDIR to a shorter one."
+        "name for them. Expected at most 18 characters; set RAY_TMPDIR to a shorter one."
     )
 
 

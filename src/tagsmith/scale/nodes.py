@@ -66,15 +66,20 @@ def workers_that_fit(need: Need, nodes: Sequence[Node]) -> int:
 
     Ray itself would wait, in silence and for ever, for machines that can hold the rest.
     """
-    fits = sum(_on(node, need) for node in nodes)
+    fits = room_for(need, nodes)
     if fits >= need.fewest:
-        return min(fits, need.workers)
+        return fits
     has = "; ".join(f"{node.name}: {_amounts(node)}" for node in nodes) or "no machine"
     raise ResourceError(
         f"{need.what} needs {need.fewest} worker{'s' if need.fewest > 1 else ''} with {_amounts(need)} each, and the "
         f"cluster has room for {fits}: {has}. Expected room for {need.fewest}, or it would wait for ever; add machines "
         "to the cluster, or ask for less."
     )
+
+
+def room_for(need: Need, nodes: Sequence[Node]) -> int:
+    """How many workers of a plan fit at once, at most as many as it wants."""
+    return min(need.workers, sum(_on(node, need) for node in nodes))
 
 
 def _on(node: Node, need: Need) -> int:
@@ -125,11 +130,26 @@ def require_shared(folder: Path, nodes: Sequence[Node]) -> None:
         mark.unlink(missing_ok=True)
     blind = [node.name for node, found in zip(nodes, seen, strict=True) if found != mark.name]
     if blind:
-        raise SettingError(
-            f"'{here}' is not the same folder on {len(blind)} of {len(nodes)} machines: {', '.join(blind[:5])} cannot "
-            "see what was written here. Expected storage that all of them share, under the same path (NFS, or a bucket "
-            "that is mounted); put the files there."
-        )
+        raise _not_shared(here, blind, nodes)
+
+
+def require_same_file(path: Path, nodes: Sequence[Node]) -> None:
+    """SettingError unless each machine reads the same text from `path` as this one."""
+    here = path.resolve()
+    said = here.read_text(encoding="utf-8")
+    blind = [
+        node.name for node, found in zip(nodes, on_each(nodes, _reading_probe(str(here))), strict=True) if found != said
+    ]
+    if blind:
+        raise _not_shared(here.parent, blind, nodes)
+
+
+def _not_shared(folder: Path, blind: Sequence[str], nodes: Sequence[Node]) -> SettingError:
+    return SettingError(
+        f"'{folder}' is not the same folder on {len(blind)} of {len(nodes)} machines: {', '.join(blind[:5])} cannot "
+        "see what lies in it here. Expected storage that all of them share, under the same path (NFS, or a mounted "
+        "bucket); put the files there."
+    )
 
 
 def on_each(nodes: Sequence[Node], ask: Callable[[], T]) -> list[T]:
