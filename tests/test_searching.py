@@ -12,7 +12,14 @@ from tagsmith.tuning.loop import StoppedError
 
 
 def settings(folders, **tuning):
-    given = {"method": "auto", "budget": "60s", "precision": "fp32", "learning_rate": 5e-3, "epochs": 1} | tuning
+    given = {
+        "method": "auto",
+        "budget": "60s",
+        "precision": "fp32",
+        "learning_rate": 5e-3,
+        "epochs": 1,
+        "batch_size": 64,
+    } | tuning
     few = {"max_tokens": 48, "layers": 2}  # one depth has few recipes
     return {"model": {"backbone": ",".join(map(str, folders)), **few}, "tuning": given}
 

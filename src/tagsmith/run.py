@@ -44,7 +44,7 @@ class Searched:
     candidates: list[dict[str, Any]]
     times: list[dict[str, Any]]
     notes: list[str]
-    sample: dict[str, int]
+    sample: dict[str, Any]
     depth: dict[str, Any] | None
     budget: float
 

@@ -16,7 +16,7 @@ from tagsmith.tuning.trials import Judged
 
 NAMES = Labels.of(["complaint", "praise"])
 AUTO = {"tuning": {"method": "auto", "precision": "fp32", "budget": "60s"}}
-QUICK = {"tuning": AUTO["tuning"] | {"learning_rate": 2e-4, "batch_size": 32}, "model": {"layers": 2}}
+QUICK = {"tuning": AUTO["tuning"] | {"learning_rate": 2e-4, "batch_size": 64}, "model": {"layers": 2}}
 """Few recipes are left where the user has given so much."""
 
 
@@ -57,7 +57,8 @@ def test_speeds_are_measured_and_the_classifier_is_left_alone(make_folder, make_
 def test_a_search_judges_all_on_the_same_rows_and_names_a_recipe(compete, heard):
     entrants, texts = compete("llama", "bert")
     before = [{name: weight.clone() for name, weight in each.classifier.named_parameters()} for each in entrants]
-    found = search(entrants, texts, Config.of(AUTO), clock=Clock(60.0, 0.0, now=lambda: 0.0), listen=heard.append)
+    config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64}, "model": {"layers": 2}})
+    found = search(entrants, texts, config, clock=Clock(60.0, 0.0, now=lambda: 0.0), listen=heard.append)
     verdicts = [each.verdict for each in found.candidates]
     assert {len(verdict.loss_H) for verdict in verdicts} == {200}
     assert {each.recipe.backbone for each in found.candidates if each.recipe} == {"llama", "bert"}
@@ -80,6 +81,24 @@ def test_the_same_search_finds_the_same(compete):
     one, two = (search(entrants, texts, Config.of(QUICK), clock=clock) for _ in range(2))
     assert one.as_dicts() == two.as_dicts()
     assert one.recipe == two.recipe
+
+
+def test_with_less_time_all_learn_from_few_rows_and_the_best_from_more(compete):
+    config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64}})
+    entrants, texts = compete("llama", counts={"train": 60, "validation": 20}, config=config)
+    tokens = entrants[0].tokens("train")
+    slow = [
+        replace(each, step=0.5 / tokens, frozen=1e-9) for each in entrants
+    ]  # five seconds for a trial of two blocks
+    found = search(slow, texts, config, clock=Clock(66.0, 0.0, now=lambda: 0.0))
+    rungs = found.sample["rungs"]
+    assert len(rungs) > 1
+    tunings = [each for each in found.candidates if each.kind not in ("tfidf", "head") and each.hybrid == "none"]
+    assert len(tunings) == rungs[0]["entrants"]
+    assert sum(each.learnt == 1 for each in tunings) == rungs[-1]["entrants"]
+    assert found.candidates[found.chosen].learnt == 1
+    stayed = [each for each in tunings if each.learnt < 1]
+    assert all(len(each.verdict.loss_H) == len(tunings[-1].verdict.loss_H) for each in stayed)
 
 
 def test_without_time_for_a_tuning_a_head_alone_is_found(compete):

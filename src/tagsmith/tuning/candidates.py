@@ -23,7 +23,8 @@ MOST_OF_IT = 0.7
 class Candidate:
     """One that was judged, or was to be: `recipe` is None for TF-IDF, `verdict` for what the clock dropped.
 
-    `share` is that of the texts which the LLM is asked about.
+    `share` is that of the texts which the LLM is asked about, `learnt` that of the sample's rows that it learnt from;
+    `is_dropped` where the clock ended before a rung that it had reached.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Candidate:
     weights: int
     hybrid: Hybrid = "none"
     share: float = 1.0
+    learnt: float = 1.0
+    is_dropped: bool = False
 
     @property
     def cost(self) -> float:
@@ -50,6 +53,7 @@ class Candidate:
             "settings": None if self.recipe is None else self.recipe.settings,
             "validation": None if self.verdict is None else self.verdict.as_dict(),
             "weights": self.weights,
+            "learnt_share": self.learnt,
             "llm_share": self.share if self.recipe else 0.0,
         }
 
@@ -66,7 +70,9 @@ def asked_hybrid(config: Config) -> Hybrid | None:
 
 def best_of(candidates: Sequence[Candidate]) -> int:
     """The LLM that read the judged rows best, whatever it costs."""
-    return min((i for i, each in enumerate(candidates) if each.recipe), key=lambda i: loss_of(candidates[i]))
+    able = [i for i, each in enumerate(candidates) if each.recipe]
+    highest = max(candidates[i].learnt for i in able if candidates[i].verdict is not None)
+    return min((i for i in able if candidates[i].learnt == highest), key=lambda i: loss_of(candidates[i]))
 
 
 def hybrids_of(
@@ -117,6 +123,8 @@ def chosen_of(candidates: Sequence[Candidate], *, is_whole: bool, left: float, h
     judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
     judged = [one for one in judged if one[1].hybrid == hybrid] or judged
     judged = [one for one in judged if MOST_OF_IT * one[1].seconds <= left] or judged
+    highest = max((one[1].learnt for one in judged if one[1].kind != "head"), default=1.0)
+    judged = [one for one in judged if one[1].kind == "head" or one[1].learnt == highest]
     tunings = [one for one in judged if one[1].kind != "head"]
     judged = judged if is_whole or not tunings else tunings
     best = min((verdict for _, _, verdict in judged), key=lambda verdict: verdict.loss)

@@ -95,6 +95,12 @@ class Recipe:
         share = rows / len(entrant.parts["train"].truth)
         return epochs * share * entrant.tokens("train") * _above(own) * entrant.step
 
+    def answer_seconds(self, entrant: Entrant, config: Config, *, rows: int) -> float:
+        """About how long it takes to answer so many rows, from states that are at hand."""
+        own = self.applied(config)
+        each = entrant.tokens("train") / len(entrant.parts["train"].truth)
+        return 0.0 if own.tuning.method == "head" else rows * each * _above(own) * entrant.frozen
+
     def seconds(self, entrant: Entrant, config: Config, *, rows: int | None = None, epochs: int | None = None) -> float:
         """About how long training it takes, on all training rows or on so many."""
         own = self.applied(config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -24,6 +24,7 @@ from tagsmith.model.device import arithmetic, device_of
 from tagsmith.tuning.candidates import Candidate, asked_hybrid, best_of, chosen_of, hybrids_of, loss_of, why_of
 from tagsmith.tuning.depth import DepthChoice, Probed, Tried, cut_copy, shortlist
 from tagsmith.tuning.forecast import lasting, pass_seconds, step_seconds
+from tagsmith.tuning.halving import Cost, Rung, plan_ladder
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.methods import first_tuned_block
 from tagsmith.tuning.mixing import FEWEST_ROWS
@@ -68,7 +69,7 @@ class Found:
     chosen: int
     depth: DepthChoice | None
     budget: float
-    sample: Mapping[str, int]
+    sample: Mapping[str, Any]
     texts: tuple[str, ...] = ()
 
     def as_dicts(self) -> list[dict[str, Any]]:
@@ -147,13 +148,7 @@ def search(
     looks = [_Look.at(each, sample, config, listen=listen) for each in by_pace]
     planned = _planned([look.recipes(config) for look in looks], sample, config, clock)
     listen(Event("tuning", "search", values={"text": _announced(planned, sample, clock, config)}))
-    dropped = 0
-    for look, recipe in planned:
-        late = recipe.applied(config).tuning.method != "head" and clock.left(SHARES["winner"] + 0.05) < 0
-        verdict = None if late else look.judge(recipe, sample, config)
-        dropped += late
-        candidates.append(_candidate(look, recipe, verdict, config))
-        listen(_said(candidates[-1]))
+    candidates += _judged(planned, sample, config, clock, listen=listen)
     is_whole = sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth)
     bases = {chosen_of(candidates, is_whole=is_whole, left=clock.left(0.95)), best_of(candidates)}
     few = len(entrants[0].parts["validation"].truth) < FEWEST_ROWS
@@ -168,9 +163,11 @@ def search(
     reserved = 0.0 if winner.hybrid == "none" else beside
     recipe, fitted = _fitted(winner.recipe, look.entrant, config, clock, reserved=reserved)
     told = [why_of(candidates, chosen), *fitted]
+    dropped = sum(each.is_dropped for each in candidates)
     if dropped:
-        told.append(f"{dropped} of {len(planned)} candidates were dropped: the trials took longer than forecast.")
+        told.append(f"{dropped} of {planned.count} candidates were dropped: the trials took longer than forecast.")
     rows = {"learnt_from": sample.each, "judged": len(sample.judged), "folds": len(sample.folds)}
+    rows |= {"rungs": [vars(rung) for rung in planned.rungs]}
     return Found(
         recipe, tuple(candidates), chosen, look.depths(candidates, sample, config), clock.budget, rows, tuple(told)
     )
@@ -187,25 +184,61 @@ def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> int:
     return int(min(np.clip(most, fewest, enough), max(fewest, SAMPLE_TOKENS / max(tokens) - held)))
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """What will be tried: heads alone, which cost nothing more, and the tunings that enter a ladder of rungs."""
+
+    heads: Sequence[tuple[_Look, Recipe]]
+    tunings: Sequence[tuple[_Look, Recipe]]
+    rungs: Sequence[Rung]
+
+    @property
+    def count(self) -> int:
+        return len(self.heads) + len(self.tunings)
+
+
 def _planned(
     recipes: Sequence[Sequence[tuple[_Look, Recipe]]], sample: Sample, config: Config, clock: Clock
-) -> list[tuple[_Look, Recipe]]:
+) -> _Planned:
     """The recipes that will be tried: backbones take turns, the most promising first, as long as there is time for it.
 
     The winner must have a chance to end as well; where not one recipe fits, a head alone always does.
     """
-    planned: list[tuple[_Look, Recipe]] = []
-    left = clock.left(SHARES["trials"])
+    heads, tunings, costs = [], [], []
     for look, recipe in (pair for turn in zip_longest(*recipes) for pair in turn if pair is not None):
         if recipe.applied(config).tuning.method == "head":
-            planned.append((look, recipe))
-            continue
-        seconds = recipe.trial_seconds(look.entrant, config, rows=sample.fitted, epochs=EPOCHS)
-        trained = recipe.seconds(look.entrant, config, rows=_least_rows(look.entrant), epochs=1)
-        if seconds <= left and trained <= SHARES["winner"] * clock.budget:
-            planned.append((look, recipe))
-            left -= seconds
-    return planned
+            heads.append((look, recipe))
+        elif recipe.seconds(look.entrant, config, rows=_least_rows(look.entrant), epochs=1) <= (
+            SHARES["winner"] * clock.budget
+        ):
+            learning = recipe.trial_seconds(look.entrant, config, rows=sample.fitted, epochs=EPOCHS)
+            answering = recipe.answer_seconds(look.entrant, config, rows=len(sample.judged))
+            tunings.append((look, recipe))
+            costs.append(Cost(learning, answering))
+    ladder = plan_ladder(costs, clock.left(SHARES["trials"]))
+    return _Planned(heads, [tunings[i] for i in ladder.entrants], ladder.rungs)
+
+
+def _judged(planned: _Planned, sample: Sample, config: Config, clock: Clock, *, listen: Listener) -> list[Candidate]:
+    """What the judged rows say of all that was planned; the clock may only drop whole candidates."""
+    found = [_candidate(look, recipe, look.judge(recipe, sample, config), config) for look, recipe in planned.heads]
+    for candidate in found:
+        listen(_said(candidate))
+    climbing = [_candidate(look, recipe, None, config) for look, recipe in planned.tunings]
+    looks = {look.entrant.name: look for look, _ in planned.tunings}
+    for rung in planned.rungs:
+        ranked = sorted(climbing, key=loss_of)
+        found += ranked[rung.entrants :]
+        climbing = []
+        for each in ranked[: rung.entrants]:
+            assert each.recipe is not None
+            if clock.left(SHARES["winner"] + 0.05) < 0:
+                found.append(replace(each, is_dropped=True))
+                continue
+            verdict = looks[each.recipe.backbone].judge(each.recipe, sample, config, share=rung.share)
+            climbing.append(replace(each, verdict=verdict, learnt=rung.share))
+            listen(_said(climbing[-1]))
+    return [*found, *climbing]
 
 
 def _least_rows(entrant: Entrant) -> int:
@@ -254,13 +287,21 @@ def _said(candidate: Candidate) -> Event:
     return Event("tuning", "candidate", values=values)
 
 
-def _announced(planned: Sequence[object], sample: Sample, clock: Clock, config: Config) -> str:
+def _announced(planned: _Planned, sample: Sample, clock: Clock, config: Config) -> str:
     how = "validation rows" if len(sample.folds) == 1 else f"rows in {len(sample.folds)} folds"
     given = "" if config.tuning.budget_seconds is not None else " (tuning.budget was not given)"
     return (
-        f"Searching within {lasting(clock.budget)}{given}: {len(planned)} candidates learn from "
-        f"{sample.each} rows and are judged on {len(sample.judged)} {how}."
+        f"Searching within {lasting(clock.budget)}{given}: {planned.count} candidates learn from "
+        f"{sample.each} rows{_halved(planned)} and are judged on {len(sample.judged)} {how}."
     )
+
+
+def _halved(planned: _Planned) -> str:
+    """How many rungs there are, in words."""
+    if len(planned.rungs) < 2:
+        return ""
+    told = ", ".join(f"{rung.entrants} of them from {rung.share:.0%}" for rung in planned.rungs)
+    return f" ({told})"
 
 
 @dataclass
@@ -299,7 +340,7 @@ class _Look:
         found = recipes_of(self.entrant, config, depths=depths, head=best)
         return [(self, recipe) for recipe in found]
 
-    def judge(self, recipe: Recipe, sample: Sample, config: Config) -> Judged:
+    def judge(self, recipe: Recipe, sample: Sample, config: Config, *, share: float = 1.0) -> Judged:
         own = recipe.applied(config)
         if own.tuning.method == "head":
             return self.probes[int(own.model.layers), own.model.pooling]
@@ -309,7 +350,8 @@ class _Look:
                 self.entrant.classifier.backbone, stop=start, dtype=self.states[max(self.states)].hidden_TD.dtype
             )
             self.states |= listened(states_by_depth(frozen, self.part.tokens, [start]), silent)
-        return try_recipe(recipe, self.entrant.classifier, self.part, self.states, sample, config, epochs=EPOCHS)
+        states, classifier = self.states, self.entrant.classifier
+        return try_recipe(recipe, classifier, self.part, states, sample, config, epochs=EPOCHS, share=share)
 
     def weights_of(self, layers: int) -> int:
         """Numbers of a classifier of so many blocks."""
@@ -322,7 +364,8 @@ class _Look:
         mine = [
             (each.recipe.applied(config), each.verdict)
             for each in candidates
-            if each.recipe and each.verdict and each.recipe.backbone == self.entrant.name and each.hybrid == "none"
+            if each.recipe and each.verdict and each.recipe.backbone == self.entrant.name
+            if each.hybrid == "none" and each.learnt == 1
         ]
         tried = {
             int(own.model.layers): Tried(int(own.model.layers), verdict.loss, float(verdict.right_H.mean()))

@@ -63,6 +63,14 @@ class Sample:
         """From how many rows a candidate learns in a round."""
         return self.fitted // len(self.folds)
 
+    def of_share(self, share: float, *, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The folds with fewer rows to learn from, drawn by chance; the same ones for all who ask."""
+        random = np.random.default_rng([seed, 9])
+        return [
+            (np.sort(random.permutation(fit)[: max(1, round(share * len(fit)))]) if share < 1 else fit, held)
+            for fit, held in self.folds
+        ]
+
     def of(self, parts: Mapping[str, Part]) -> Part:
         """The rows of the sample, from the parts of one backbone."""
         chosen = [(parts[name], rows) for name, rows in self.rows.items()]
@@ -210,16 +218,20 @@ def try_recipe(
     config: Config,
     *,
     epochs: int,
+    share: float = 1.0,
     listen: Listener = silent,
 ) -> Judged:
-    """A short tuning: so many epochs from a fitted probe, all of them made, whatever the rows say meanwhile."""
+    """A short tuning: so many epochs from a fitted probe, all of them made, whatever the rows say meanwhile.
+
+    With a `share` it learns from fewer rows, the same ones in each recipe, and is judged on all as ever.
+    """
     short = {"epochs": epochs, "evaluations_per_epoch": 1, "patience": 99, "average": "none", "cache_gib": 0}
     own = recipe.with_tuning(**short, seeds=1, start="probe" if config.model.head == "linear" else "random").applied(
         config
     )
     layers, found = int(own.model.layers), []
     start = first_tuned_block(own.tuning, layers)
-    for fit, held in sample.folds:
+    for fit, held in sample.of_share(share, seed=config.seed):
         candidate = cut_copy(classifier, layers, start=start)
         candidate.pooling = own.model.pooling
         parts = {"train": _rows(part, fit), "validation": _rows(part, held[:8])}
