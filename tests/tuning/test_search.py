@@ -16,7 +16,10 @@ from tagsmith.tuning.trials import Judged
 
 NAMES = Labels.of(["complaint", "praise"])
 AUTO = {"tuning": {"method": "auto", "precision": "fp32", "budget": "60s"}}
-QUICK = {"tuning": AUTO["tuning"] | {"learning_rate": 2e-4, "batch_size": 64}, "model": {"layers": 2}}
+QUICK = {
+    "tuning": AUTO["tuning"] | {"learning_rate": 2e-4, "batch_size": 64, "start": "random"},
+    "model": {"layers": 2},
+}
 """Few recipes are left where the user has given so much."""
 
 
@@ -57,7 +60,7 @@ def test_speeds_are_measured_and_the_classifier_is_left_alone(make_folder, make_
 def test_a_search_judges_all_on_the_same_rows_and_names_a_recipe(compete, heard):
     entrants, texts = compete("llama", "bert")
     before = [{name: weight.clone() for name, weight in each.classifier.named_parameters()} for each in entrants]
-    config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64}, "model": {"layers": 2}})
+    config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64, "start": "random"}, "model": {"layers": 2}})
     found = search(entrants, texts, config, clock=Clock(60.0, 0.0, now=lambda: 0.0), listen=heard.append)
     verdicts = [each.verdict for each in found.candidates]
     assert {len(verdict.loss_H) for verdict in verdicts} == {200}
@@ -84,7 +87,7 @@ def test_the_same_search_finds_the_same(compete):
 
 
 def test_with_less_time_all_learn_from_few_rows_and_the_best_from_more(compete):
-    config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64}})
+    config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64, "start": "random"}})
     entrants, texts = compete("llama", counts={"train": 60, "validation": 20}, config=config)
     tokens = entrants[0].tokens("train")
     slow = [
