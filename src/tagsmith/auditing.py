@@ -19,6 +19,7 @@ from tagsmith.data.preparing import Prepared
 from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.labels import Labels
 from tagsmith.run import Result, Run
+from tagsmith.sparing import Spare
 
 if TYPE_CHECKING:
     from tagsmith.data.encoding import Tokens
@@ -45,11 +46,19 @@ class Lookback:
 
 
 def look_back(
-    bundle: Bundle[TorchEngine], prepared: Prepared, result: Result, run: Run, *, probs_NC: np.ndarray
+    bundle: Bundle[TorchEngine],
+    prepared: Prepared,
+    result: Result,
+    run: Run,
+    *,
+    probs_NC: np.ndarray,
+    means_ND: np.ndarray | None,
+    spare: Spare,
 ) -> Lookback:
     """Audit the training labels, draw the learning curve, and explain the surest mistakes on the test rows.
 
-    `probs_NC` are those of the test rows. With `evaluation.audit` off only the mistakes are told.
+    `probs_NC` and the mean states `means_ND` are those of the test rows, the latter None where they are not at hand.
+    With `evaluation.audit` off only the mistakes are told.
     """
     from tagsmith.evaluation.mistakes import cell_texts, mistakes
     from tagsmith.evaluation.page.texts import PageTexts
@@ -59,7 +68,9 @@ def look_back(
     keys, training = {}, {}
     if run.config.evaluation.audit:
         seen = _Seen.of(bundle, prepared, result, run)
-        found = explained(_with_nearest(found, seen, bundle, result), bundle, run.listen)
+        if found:
+            theirs_ND = _means_of(found, test, bundle, result, means_ND)
+            found = explained(_with_nearest(found, theirs_ND, seen, labels), bundle, spare, run.listen)
         keys, training = _audited(seen, labels, run)
     keys |= {"mistakes": [without_text(mistake) for mistake in found]}
     return Lookback(keys, PageTexts(mistakes=found, cells=cell_texts(test, truth, probs_NC), training=training))
@@ -213,7 +224,7 @@ def look_at_others(
     from tagsmith.evaluation.page.texts import PageTexts
 
     found = mistakes(table, truth, probs_NC, bundle.engine.labels, thresholds=bundle.engine.thresholds)
-    found = explained(found, bundle, listen)
+    found = explained(found, bundle, Spare.of(bundle, None), listen)
     keys: dict[str, Any] = {"mistakes": [without_text(mistake) for mistake in found]}
     if shift := _shift(bundle, table, truth, probs_NC, seed=seed):
         keys["shift"] = shift
@@ -267,17 +278,23 @@ def _probabilities_apart(bundle: Bundle[Any], probs_NC: np.ndarray) -> list[Coun
 # ---- Mistakes
 
 
-def _with_nearest(found: Sequence[Mishap], seen: _Seen, bundle: Bundle[TorchEngine], result: Result) -> list[Mishap]:
+def _means_of(
+    found: Sequence[Mishap], test: Table, bundle: Bundle[TorchEngine], result: Result, means_ND: np.ndarray | None
+) -> np.ndarray:
+    """The mean states of mistakes, computed where they are not at hand."""
+    if means_ND is None:
+        return _frozen_means(bundle, result, bundle.engine.tokens_alone([mistake.text for mistake in found]))
+    places = {int(row): place for place, row in enumerate(test.rows)}
+    return means_ND[[places[mistake.row] for mistake in found]]
+
+
+def _with_nearest(found: Sequence[Mishap], means_MD: np.ndarray, seen: _Seen, labels: Labels) -> list[Mishap]:
     """Each mistake with the training rows whose mean states lie nearest to its own, by the cosine."""
     from tagsmith.evaluation.page.texts import NearestRow
 
-    if not found:
-        return []
-    tokens = bundle.engine.tokens_alone([mistake.text for mistake in found])
     centre_D = seen.states_ND.mean(axis=0)
     theirs_ND = _unit(seen.states_ND - centre_D)
-    likeness = _unit(_frozen_means(bundle, result, tokens) - centre_D) @ theirs_ND.T
-    labels = bundle.engine.labels
+    likeness = _unit(means_MD - centre_D) @ theirs_ND.T
     explained = []
     for mistake, like_N in zip(found, likeness, strict=True):
         rows: dict[str, NearestRow] = {}  # the same text twice tells nothing new
@@ -293,20 +310,20 @@ def _unit(vectors_ND: np.ndarray) -> np.ndarray:
     return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-9)
 
 
-def explained(found: Sequence[Mishap], bundle: Bundle[Any], listen: Listener) -> list[Mishap]:
-    """The surest mistakes with the words that mattered for the answer."""
+def explained(found: Sequence[Mishap], bundle: Bundle[Any], spare: Spare, listen: Listener) -> list[Mishap]:
+    """The surest mistakes with the words that mattered for the answer, as many as may be asked about."""
     from tagsmith.model.attribution import explain, pieces_of
 
-    shown, names = list(found[:MOST_EXPLAINED]), bundle.engine.labels.names
-    if bundle.engine.labels.multi_label or not shown:
+    if bundle.engine.labels.multi_label or not found:
         return list(found)
-    listen(Event("evaluation", "explaining", values={"mistakes": len(shown)}))
+    texts, names = [mistake.text for mistake in found[:MOST_EXPLAINED]], bundle.engine.labels.names
+    count, questions = spare.questions(texts, most=MOST_QUESTIONS)
+    listen(Event("evaluation", "explaining", values={"mistakes": count}))
+    shown = found[:count]
     targets = [names.index(mistake.predicted) for mistake in shown]
-    spans = explain([mistake.text for mistake in shown], targets, bundle.predict_proba, most=MOST_QUESTIONS)
+    spans = explain(texts[:count], targets, spare.probabilities, most=questions)
     words = [tuple(pieces_of(mistake.text, each)) for mistake, each in zip(shown, spans, strict=True)]
-    return [replace(mistake, words=each) for mistake, each in zip(shown, words, strict=True)] + list(
-        found[len(shown) :]
-    )
+    return [replace(mistake, words=each) for mistake, each in zip(shown, words, strict=True)] + list(found[count:])
 
 
 def without_text(mistake: Mishap) -> dict[str, Any]:

@@ -260,7 +260,7 @@ class EvaluationConfig(Section):
     named costs 1 where it is wrong. The report tells the cost of 1,000 texts."""
     robustness_rows: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     """Test rows that are answered once more with typing errors, other case and look-alike letters, after the scores;
-    `auto` takes as many as some seconds allow on two cores, 0 none."""
+    `auto` takes as many as 2.5 % of the training's computing allow, 0 none."""
 
 
 class DeploymentConfig(Section):

@@ -19,6 +19,7 @@ from tagsmith.events import Event, listened, silent
 from tagsmith.labels import Labels
 from tagsmith.rivals import fit_rivals, frozen_features
 from tagsmith.run import Result, Run
+from tagsmith.sparing import Spare
 from tagsmith.weighing import bear, weigh
 
 if TYPE_CHECKING:
@@ -31,10 +32,24 @@ if TYPE_CHECKING:
     from tagsmith.tuning.loop import Tuned
 
 
-def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> tuple[Report, np.ndarray]:
-    """The report, and the probabilities `(N, C)` of the test rows."""
+@dataclass(frozen=True)
+class Measured:
+    """The report, the probabilities `(N, C)` of the test rows, and who answers further questions about them.
+
+    `means_ND` are the mean states that left the frozen blocks; None where every block learnt.
+    """
+
+    report: Report
+    probs_NC: np.ndarray
+    means_ND: np.ndarray | None
+    spare: Spare
+
+
+def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -> Measured:
+    """The test rows by the saved bundle and its rivals, with all that the report tells of them."""
     from tagsmith.evaluation.comparison import with_cost
     from tagsmith.evaluation.report import build_report
+    from tagsmith.model.state_means import mean_states
 
     config, table = run.config, prepared.splits.test
     if not len(table):
@@ -53,6 +68,7 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
     if thresholds is not None and llm_thresholds is not None:
         thresholds |= {"llm": llm_thresholds}
     cascade = _cascade(bundle, prepared, result, run, probs_NC, rivals["tfidf"])
+    spare = Spare.of(bundle, None if run.forecast is None else run.forecast.plan)
     seeds = _seeds(bundle, result, probs_NC, further_NC, seed=config.seed)
     report = build_report(
         data=data_section(
@@ -77,6 +93,7 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
             truth,
             {"model": probs_NC, "tfidf": rivals["tfidf"]},
             thresholds=thresholds,
+            spare=spare,
             config=config.evaluation,
             seed=config.seed,
         ),
@@ -107,7 +124,8 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
     )
     run.apart["verdict"] = with_cost(report.verdict, run.apart["cost"])
     run.listen(Event("evaluation", "scores", values=report.headline()))
-    return report, probs_NC
+    means_ND = None if passed.states is None else mean_states(passed.states)
+    return Measured(report, probs_NC, means_ND, spare)
 
 
 def count_look(table: Table, run: Run, *, what: str) -> None:
@@ -142,8 +160,17 @@ def robustness_again(
 
     if not isinstance(bundle.engine, TorchEngine):
         return []
-    config = run.config
-    return bear(bundle, table, truth, probs, thresholds=bundle.thresholds, config=config.evaluation, seed=config.seed)
+    config, spare = run.config, Spare.of(bundle, None)
+    return bear(
+        bundle,
+        table,
+        truth,
+        probs,
+        thresholds=bundle.thresholds,
+        spare=spare,
+        config=config.evaluation,
+        seed=config.seed,
+    )
 
 
 _MEASURING = ("slices", "costs", "margin", "resamples", "robustness_rows")

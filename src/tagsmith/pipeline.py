@@ -137,8 +137,11 @@ def train(
             bundle = _save(aside, classifier, prepared, result, run)
         del classifier  # what was saved is measured, and two models need not be held
         with run.timed("evaluation"):
-            report, probs_NC = measure_test(bundle, prepared, result, run)
-            looked = look_back(bundle, prepared, result, run, probs_NC=probs_NC)
+            measured = measure_test(bundle, prepared, result, run)
+            report, probs_NC = measured.report, measured.probs_NC
+            looked = look_back(
+                bundle, prepared, result, run, probs_NC=probs_NC, means_ND=measured.means_ND, spare=measured.spare
+            )
         plain = report.as_dict() | looked.keys | book_tables(bundle, prepared, result, report, run)
         _write_report(bundle, plain, looked.texts, run)
         _write_profile(bundle, probs_NC, prepared)

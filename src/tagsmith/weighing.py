@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from tagsmith.config import EvaluationConfig
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.deployment.torch_engine import TorchEngine
+    from tagsmith.sparing import Spare
 
-_SINGLE_TEXTS = 12
-_FEWEST_ROWS, _MOST_ROWS = 24, 400
-_WORK = 2.5e11
-"""Weights times tokens that robustness may take: some seconds on two cores, whatever the model."""
+_SINGLE_TEXTS = 5
 
 
 # ---- What an answer costs; times, so for run.json
@@ -34,7 +32,7 @@ def weigh(
     """Seconds and bytes of each system: the LLM, TF-IDF, a probe, the cascade that asks the LLM about `llm_share`.
 
     `seconds` is what the LLM took for all `texts`, `probe_seconds` what the blocks below a probe did; one text alone is
-    timed on a dozen of them, and not of the probe.
+    timed on a few of them, and not of the probe.
     """
     from tagsmith.deployment.baselines import BASELINE, PROBE_WEIGHTS, read_baselines
 
@@ -89,28 +87,37 @@ def bear(
     probs: Mapping[str, np.ndarray],
     *,
     thresholds: Mapping[str, np.ndarray] | None,
+    spare: Spare,
     config: EvaluationConfig,
     seed: int,
 ) -> list[dict[str, Any]]:
     """`robustness` of report.json: some rows of `table` as typing errors, other case and look-alikes leave them.
 
-    `probs` are those of the undamaged texts `(N, C)` by `model` and `tfidf`.
+    `probs` are those of the undamaged texts `(N, C)` by `model` and `tfidf`, the first as the bundle's own engine
+    answers; where `spare` has another, it answers the undamaged texts too, so that damage alone makes a difference.
     """
-    from tagsmith.evaluation.robustness import mangled, robustness_of, sample_rows
+    from tagsmith.evaluation.robustness import KINDS, mangled, robustness_of, sample_rows
     from tagsmith.evaluation.sections import right_rows
 
-    most = _rows_of(bundle, table) if config.robustness_rows == "auto" else int(config.robustness_rows)
+    asked = config.robustness_rows
+    most = spare.rows(table.texts, kinds=len(KINDS)) if asked == "auto" else int(asked)
     chosen = sample_rows(table.groups, most=most, seed=seed)
     if not len(chosen):
         return []
     texts = [table.texts[i] for i in chosen]
     kinds = {kind: damaged for kind, damaged in mangled(texts, seed=seed).items() if damaged != texts}
-    answered = _answered(bundle, [text for damaged in kinds.values() for text in damaged])
+    damaged_texts = [text for damaged in kinds.values() for text in damaged]
+    again = [] if spare.engine.name == bundle.engine.name else texts
+    # A text that damage left empty is answered with nothing.
+    model_NC = np.nan_to_num(spare.probabilities([*damaged_texts, *again]))
+    answered = {"model": model_NC, "tfidf": bundle.baseline_probabilities(damaged_texts)["tfidf"]}
 
     def right(name: str, found: np.ndarray) -> np.ndarray:
         return right_rows(truth[chosen], found, None if thresholds is None else thresholds[name])
 
     undamaged = {name: right(name, each[chosen]) for name, each in probs.items()}
+    if again:
+        undamaged["model"] = right("model", model_NC[len(damaged_texts) :])
     damaged = {
         kind: {
             name: right(name, answered[name][number * len(chosen) : (number + 1) * len(chosen)]) for name in undamaged
@@ -118,17 +125,3 @@ def bear(
         for number, kind in enumerate(kinds)
     }
     return robustness_of(undamaged, damaged)
-
-
-def _answered(bundle: Bundle[TorchEngine], texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Probabilities `(N, C)` by system; a text that damage left empty is answered with nothing."""
-    probs_NC = np.nan_to_num(bundle.predict_proba(texts))
-    return {"model": probs_NC, "tfidf": bundle.baseline_probabilities(texts)["tfidf"]}
-
-
-def _rows_of(bundle: Bundle[TorchEngine], table: Table) -> int:
-    """So many that the work stays within bounds: counted, not timed, so that the same run has the same rows."""
-    classifier = bundle.engine.classifier
-    weights = sum(weight.numel() for block in classifier.backbone.blocks for weight in block.parameters())
-    tokens = bundle.engine.encode(table.texts[:256]).lengths.mean()
-    return int(np.clip(_WORK / (4 * weights * max(tokens, 1.0)), _FEWEST_ROWS, _MOST_ROWS))

@@ -14,7 +14,7 @@ import numpy as np
 from tagsmith.evaluation.resampling import LEVEL, block_sums, resampled_sums
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
-_MOST_DRAWS = 4
+_MOST_DRAWS = 2
 _STEEPNESS = np.linspace(0.1, 1.0, 10)
 FEWEST_ROWS = 100
 """With fewer rows a curve would be mostly chance."""

@@ -10,6 +10,7 @@ import numpy as np
 from tagsmith.evaluation.comparison import compare_hits
 from tagsmith.evaluation.proportions import proportion
 
+KINDS = ("typos", "upper case", "lower case", "look-alikes")
 _SHARE = 0.1
 _LOOK_ALIKE = str.maketrans(
     "aceiopsxyABCEHKMOPTX",
@@ -25,14 +26,14 @@ def mangled(texts: Sequence[str], *, seed: int) -> Mapping[str, list[str]]:
     `typos` swaps, drops, doubles or replaces a letter in about one word of five; `upper` and `lower` change the case;
     `look-alikes` puts Cyrillic letters for a tenth of the Latin ones that look the same.
     """
-    damages: Mapping[str, Callable[[str, np.random.Generator], str]] = {
-        "typos": _with_typos,
-        "upper case": lambda text, _: text.upper(),
-        "lower case": lambda text, _: text.lower(),
-        "look-alikes": _with_look_alikes,
-    }
+    damages: Sequence[Callable[[str, np.random.Generator], str]] = (
+        _with_typos,
+        lambda text, _: text.upper(),
+        lambda text, _: text.lower(),
+        _with_look_alikes,
+    )
     found = {}
-    for number, (kind, damage) in enumerate(damages.items()):
+    for number, (kind, damage) in enumerate(zip(KINDS, damages, strict=True)):
         rng = np.random.default_rng([seed, number])
         found[kind] = [damage(text, rng) for text in texts]
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tagsmith.tuning.probes import choose_strength, fit_probe
+from tagsmith.tuning.probes import choose_strength, few_threads, fit_probe
 
 FOLDS = 5
 STEPS = 40
@@ -53,6 +53,10 @@ class CrossFit:
     def probabilities(self, kept_N: np.ndarray | None = None) -> np.ndarray:
         """Probabilities `(N, C)` of each row by a probe that saw no row of its fold, and only those `kept_N` bool."""
         learnt_N = np.ones(len(self.folds_N), dtype=bool) if kept_N is None else kept_N
+        with few_threads(self.pooled_ND, classes=self.classes):
+            return self._crossed(learnt_N)
+
+    def _crossed(self, learnt_N: np.ndarray) -> np.ndarray:
         probs_NC = np.zeros((len(self.folds_N), self.classes))
         for fold in range(int(self.folds_N.max()) + 1):
             held = torch.from_numpy(self.folds_N == fold)
