@@ -149,6 +149,9 @@ class TuningConfig(Section):
     """Learn length and direction of each weight apart (DoRA)."""
     lora_bits: Literal[4, 32] = 32
     """Bits of the frozen weights under adapters: 4 is QLoRA, which needs the library bitsandbytes."""
+    refit: bool = False
+    """Once all is measured, train anew on the validation rows too, for as many epochs as led to the chosen step. What
+    is saved knows more, and every score is of the classifier before it."""
     hybrid: Literal["none", "average", "stacking", "cascade"] = "none"
     """Whether LLM and TF-IDF answer together: by an `average` of their scores, by a `stacking` that weighs each label's
     apart, or by a `cascade`: TF-IDF where it is sure, both elsewhere. `method = "auto"` tries all of them."""

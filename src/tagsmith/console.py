@@ -190,6 +190,12 @@ class Console:
         told = f"log loss {values['loss']:.4f}, accuracy {values['accuracy']:.1%}" if values["is_judged"] else "dropped"
         self.say(f"  {values['name']}: {told}")
 
+    def _on_tuning_hybrid(self, event: Event) -> None:
+        self.say("Fitting TF-IDF, to answer together with the LLM.")
+
+    def _on_tuning_refit(self, event: Event) -> None:
+        self.say(f"Training once more, on {event.values['rows']} rows: those of validation too.")
+
     def _on_tuning_padding(self, event: Event) -> None:
         self.say(f"Padding computed: {event.values['share']:.1%}.")
 

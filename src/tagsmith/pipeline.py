@@ -47,6 +47,7 @@ from tagsmith.measuring import (
     robustness_again,
 )
 from tagsmith.naming import Source, default_out, name_of, reproduce
+from tagsmith.refitting import refit, require_refit
 from tagsmith.rivals import rival_probabilities, save_tfidf
 from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
 from tagsmith.searching import require_search, searched
@@ -108,6 +109,7 @@ def train(
         prepared = _prepare(source, validation, test, run)
         _look(prepared, run)
         require_provable(prepared, config)
+        require_refit(config)
     with run.timed("imports"):
         _import_all()
     kept = folder.parent / f"{folder.name}.plan.json"
@@ -143,6 +145,10 @@ def train(
                 bundle, prepared, result, run, probs_NC=probs_NC, means_ND=measured.means_ND, spare=measured.spare
             )
         plain = report.as_dict() | looked.keys | book_tables(bundle, prepared, result, report, run)
+        if run.config.tuning.refit:
+            with run.timed("refit"):
+                bundle = _refit(aside, bundle, prepared, result, run, stop=stop)
+            plain["notes"] = [*prepared.notes, *run.notes]
         _write_report(bundle, plain, looked.texts, run)
         _write_profile(bundle, probs_NC, prepared)
     drop_checkpoint(checkpoint)
@@ -639,6 +645,7 @@ def _count_tokens(classifier: Classifier, prepared: Prepared, run: Run) -> None:
 
 def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> Bundle:
     from tagsmith.deployment.adapter import write_adapter
+    from tagsmith.deployment.baselines import BASELINE
     from tagsmith.deployment.bf16_gate import with_bf16_gate
     from tagsmith.deployment.manifest import flush_meanwhile
     from tagsmith.deployment.saving import write_probes
@@ -661,7 +668,7 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
     write_classifier(aside, classifier.cpu(), recipe=recipe)
     if result.tuned.adapter is not None:
         write_adapter(aside, result.tuned.adapter)
-    if result.lexical is not None:
+    if result.lexical is not None and not (aside / BASELINE).exists():
         save_tfidf(aside, result.lexical, prepared, result, run)
     flush_meanwhile(aside)
     prepared.remembered.write(aside)
@@ -671,6 +678,25 @@ def _save(aside: Path, classifier: Classifier, prepared: Prepared, result: Resul
     part, texts = result.parts[name], getattr(prepared.splits, name).texts
     tokens = part.tokens if result.mixing is None else bundle.engine.encode(texts)
     return with_bf16_gate(bundle, tokens, part.truth)
+
+
+def _refit(
+    aside: Path, bundle: Bundle, prepared: Prepared, result: Result, run: Run, *, stop: Callable[[], bool]
+) -> Bundle:
+    """The bundle of a classifier that has learnt from the validation rows too, in the place of the measured one.
+
+    TF-IDF beside it stays the one that was measured.
+    """
+    from tagsmith.deployment.adapter import FOLDER as ADAPTER
+    from tagsmith.deployment.weights import TRUNK
+
+    classifier = bundle.engine.classifier
+    kept = refit(classifier, prepared, result, run, stop=stop)
+    for name in (TRUNK, ADAPTER):
+        shutil.rmtree(aside / name, ignore_errors=True)
+    for path in aside.glob("*.safetensors"):  # they may be mapped into memory, and must not be written over
+        path.unlink()
+    return _save(aside, classifier, prepared, kept, run)
 
 
 def _abstention(result: Result) -> dict[str, Any]:

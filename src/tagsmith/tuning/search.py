@@ -253,6 +253,8 @@ def _fitted(
     Epochs that the user asked for are all made. `reserved` are seconds that other work will take.
     """
     own, left = recipe.applied(config).tuning, clock.left(0.95) - reserved
+    if own.refit:  # the same once more, and on the validation rows too
+        left /= 2 + len(entrant.parts["validation"].truth) / len(entrant.parts["train"].truth)
     if own.method == "head":
         return recipe, []
     wanted, told = own.epochs, []

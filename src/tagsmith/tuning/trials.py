@@ -240,7 +240,7 @@ def try_recipe(
             if not start
             else {name: states[start].of_texts(rows) for name, rows in zip(parts, (fit, held[:8]), strict=True)}
         )
-        tune(candidate, parts, own, metric=_later_is_better(), states=kept, listen=listen)
+        tune(candidate, parts, own, metric=later_is_better(), states=kept, listen=listen)
         if start:
             found.append(finish_states(candidate, states[start].of_texts(held), start=start))
         else:
@@ -248,7 +248,7 @@ def try_recipe(
     return judged(np.concatenate(found), part.truth[sample.judged])
 
 
-def _later_is_better() -> Any:
+def later_is_better() -> Any:
     """A metric that keeps the last weights: the rows that judge a candidate must not choose its best step."""
     evaluations = iter(range(1_000_000))
     return lambda truth, probs: float(next(evaluations))
