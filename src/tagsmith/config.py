@@ -208,6 +208,12 @@ class TuningConfig(Section):
     saved, and the report says mean and spread of all."""
     cache_gib: float = Field(2.0, ge=0)
     """Disk that states of frozen blocks may take in the cache, for later runs on the same texts; 0 keeps none."""
+    shard_states: bool = False
+    """Of several processes each keeps the states of its own training rows alone, so that disk and memory of one machine
+    need not hold them all; steps are divided by whose rows they have, a little less evenly."""
+    elastic: bool = False
+    """A checkpoint is gone on from by another number of processes or threads too: the same result within rounding,
+    where `--resume` otherwise asks for the same, and promises the same bits."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of frozen blocks and of products in tuning; `auto` is bf16 where the device has it in hardware, fp16
     (its gradients scaled) on a GPU that has not, else fp32. Steps of one or two blocks are fp32 on the CPU: faster."""

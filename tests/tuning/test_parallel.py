@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tagsmith.errors import SettingError
+from tagsmith.errors import SettingError, TagsmithError
 from tagsmith.tuning.parallel import Ranks, _buckets, join, launched
 
 SEED, PROCESSES = 7, 2
@@ -27,6 +27,7 @@ PLANS = {
     "full": {"method": "full", "average": "ema"},
     "lora": {"method": "lora", "lora_rank": 4},
     "fp16": {"method": "full", "precision": "fp16"},
+    "own_states": {"method": "last_layers", "blocks": 1, "start": "probe", "shard_states": True},
 }
 
 
@@ -56,6 +57,16 @@ def test_both_hold_the_same_bits(plan, found):
 def test_a_stopped_tuning_of_two_goes_on_to_the_same_bits(found):
     """With dropout: each process draws its own, and goes on where it was."""
     assert found["resumed"] == {"stopped": [True, True], "same_bits": True, "files": ["seed-7.safetensors"]}
+
+
+def test_a_stopped_tuning_of_two_goes_on_alone_to_the_same_weights_within_rounding(found):
+    assert found["elastic"]["refused"], "without tuning.elastic it asks for as many processes"
+    assert found["elastic"]["weights"] < 1e-5
+    assert "with 1 processes where there were 2" in found["elastic"]["told"]
+
+
+def test_each_of_two_keeps_the_states_of_its_own_rows_alone(found):
+    assert found["own_states"]["kept"] == [-(-ROWS // 2), ROWS // 2]
 
 
 def test_a_process_alone_waits_for_nobody():
@@ -136,6 +147,7 @@ class Template:
         from conftest import save_tiny, toy_sentences
 
         from tagsmith.config import Config
+        from tagsmith.events import listened
         from tagsmith.labels import Labels
         from tagsmith.model.classifier import build
         from tagsmith.tuning import checkpoints, loop
@@ -143,7 +155,7 @@ class Template:
         from tagsmith.tuning.losses import held_out_loss
 
         checkpoints.SECONDS_APART, checkpoints.MOST_SHARE = 0.0, float("inf")  # one after each step
-        self.loop, self.folder, self.of = loop, folder, Config.of
+        self.loop, self.folder, self.of, self.listened, self.told = loop, folder, Config.of, listened, []
         labels = Labels.of(["complaint", "praise"])
         self.classifiers = {}
         for family in ("llama", "bert"):
@@ -162,12 +174,15 @@ class Template:
         common = {"epochs": 2, "precision": "fp32", "learning_rate": 1e-3, "tokens_per_batch": 64, "cache_gib": 0}
         return self.of({"tuning": common | plan, "model": {"max_tokens": 32}, "seed": SEED})
 
-    def tune(self, plan, *, family="llama", **options):
-        """The weights that a tuning ends with, and its validation losses."""
+    def tune(self, plan, *, family="llama", resume=False, **options):
+        """The weights that a tuning ends with, its validation losses, and how many texts' states it learnt from."""
         classifier = copy.deepcopy(self.classifiers[family])
         parts = {name: self.parts[family, name] for name in ("train", "validation")}
-        tuned = self.loop.tune(classifier, parts, self.config(plan), metric=self.metric, **options)
-        return classifier.state_dict(), [point["validation_loss"] for point in tuned.curves]
+        loop = self.loop.Loop(classifier, parts, self.config(plan), metric=self.metric, **options)
+        self.listened(loop.events(resume=resume), self.told.append)
+        losses = [point["validation_loss"] for point in loop.tuned.curves]
+        states = loop.learner.states
+        return classifier.state_dict(), losses, 0 if states is None else len(states.tokens)
 
     def work(self, number):
         """What each of the two does: all plans, then one that stops and goes on."""
@@ -180,15 +195,31 @@ class Template:
         )
         left = {name: self.tune(plan) for name, plan in PLANS.items()}
         left["whole"] = self.tune({"method": "full"}, family="bert")[0]
+        left["half"] = self.stopped({"method": "full"}, number, checkpoint=self.folder / "e")
         options = {"family": "bert", "checkpoint": self.folder / "c"}
-        asked = []
-        try:
-            self.tune({"method": "full"}, stop=lambda: asked.append(0) or (number == 0 and len(asked) == 3), **options)
-        except self.loop.StoppedError:
-            left["stopped"] = True
+        left["stopped"] = self.stopped({"method": "full"}, number, **options)
         left["resumed"] = self.tune({"method": "full"}, resume=True, **options)[0]
         torch.distributed.destroy_process_group()
         torch.save(left, self.folder / f"left-{number}.pt")
+
+    def stopped(self, plan, number, **options):
+        """Whether it stopped after its third step, as the first process was asked to."""
+        asked = []
+        try:
+            self.tune(plan, stop=lambda: asked.append(0) or (number == 0 and len(asked) == 3), **options)
+        except self.loop.StoppedError:
+            return True
+        return False
+
+    def going_on_alone(self):
+        """What a process alone makes of the checkpoint of two; first it is refused."""
+        try:
+            self.tune({"method": "full"}, resume=True, checkpoint=self.folder / "e")
+        except TagsmithError as error:
+            refused = "number of processes was 2 and is now 1" in str(error)
+        weights = self.tune({"method": "full", "elastic": True}, resume=True, checkpoint=self.folder / "e")[0]
+        told = " ".join(str(event.values.get("text")) for event in self.told)
+        return {"refused": refused, "weights": farthest(weights, self.tune({"method": "full"})[0]), "told": told}
 
 
 def farthest(one, other):
@@ -230,6 +261,8 @@ def main(folder):
         }
         for name in PLANS
     }
+    told["own_states"]["kept"] = [first["own_states"][2], second["own_states"][2]]
+    told["elastic"] = template.going_on_alone()
     told["resumed"] = {
         "stopped": [first.get("stopped", False), second.get("stopped", False)],
         "same_bits": same_bits(first["resumed"], first["whole"]) and same_bits(first["resumed"], second["resumed"]),

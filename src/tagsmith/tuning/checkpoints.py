@@ -218,8 +218,9 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
         yield "the labels or their weights are others"
     if was["weights"] != now["weights"]:
         yield "the weights before tuning are others"
+    is_elastic = now["settings"].get("tuning.elastic", False)
     for name, noun in _MACHINE.items():
-        if was.get(name) != now[name]:
+        if was.get(name) != now[name] and not (is_elastic and name in _ROUNDING):
             yield f"the {noun} was {was.get(name)} and is now {now[name]}"
 
 
@@ -230,10 +231,18 @@ _MACHINE = {
     "processes": "number of processes",
 }
 
+_ROUNDING = ("threads", "instructions", "processes")
+"""What changes the order of sums alone, and may differ where `tuning.elastic` asks for no more than that."""
+
 
 def _decides(name: str) -> bool:
     """Whether a setting may change a byte of a tuning; those of the data do so through the rows alone."""
-    if name in ("tuning.seeds", "tuning.cache_gib", "tuning.device"):  # which device it is, the origin says by itself
+    if name in (
+        "tuning.seeds",
+        "tuning.cache_gib",
+        "tuning.elastic",
+        "tuning.device",
+    ):  # which device it is, the origin says by itself
         return False
     return name in ("seed", "evaluation.metric") or name.startswith(("model.", "tuning."))
 

@@ -43,7 +43,7 @@ class Learner:
     `states` are what enters block `start`, where blocks below it are frozen. It computes where the weights lie; of
     several processes each takes its share of a step's rows, and gradients are added. `skipped` counts the steps that
     moved nothing because a gradient overflowed in fp16. Where memory runs out, `tokens_per_batch` is halved, once, and
-    `notes` has a word on it.
+    `notes` has a word on it. Where `states` are those of this process's own rows alone, it takes just these of a step.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Learner:
         self.weights, self.optimizer = list(weights), optimizer
         self.states, self.start = states, start
         self.device, self.ranks = device_of(classifier), ranks_here()
+        self.has_own_states = states is not None and len(states.tokens) < len(part.tokens)
         self.class_weights_C = None if class_weights_C is None else class_weights_C.to(self.device)
         self.dtype = step_arithmetic(config, depth=classifier.backbone.depth, device=self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -75,7 +76,8 @@ class Learner:
         """
         if not self.classifier.training:
             self.classifier.train()
-        loss, right = self._told(self._fitting_gradients(self.ranks.share(rows), rows_in_step=len(rows)))
+        own = self.ranks.owned(rows) if self.has_own_states else self.ranks.share(rows)
+        loss, right = self._told(self._fitting_gradients(own, rows_in_step=len(rows)))
         self.ranks.add_gradients(self.weights)
         self.scaler.unscale_(self.optimizer)
         self._clip()
@@ -169,6 +171,8 @@ class Learner:
     def _logits(self, rows: np.ndarray) -> Tensor:
         """Logits of texts `(B, C)`: the mean over the pieces of each."""
         tokens = self.part.tokens
+        if self.has_own_states and self.states is not None:
+            tokens, rows = self.states.tokens, rows // self.ranks.count  # its place among the own ones
         pieces, owners = tokens.pieces(rows)
         if self.states is not None and self.start:
             batch = self.states.ragged(pieces)

@@ -33,7 +33,7 @@ from tagsmith.tuning.learner import Learner, Part
 from tagsmith.tuning.losses import held_out_accuracy, held_out_loss
 from tagsmith.tuning.methods import first_tuned_block, trainable
 from tagsmith.tuning.optimizers import build_optimizer, set_rates
-from tagsmith.tuning.parallel import divided_states, ranks_here
+from tagsmith.tuning.parallel import divided_states, own_states, ranks_here
 from tagsmith.tuning.probes import EARLY_STEPS, MOST_STEPS, fit_head, seen_by_head
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
@@ -175,13 +175,19 @@ class Loop:
             yield from self._learn_all()
         if adapted:
             self.tuned.adapter = detach(self.classifier.backbone, **self._adapter_settings)
-        self.classifier.requires_grad_(False).eval()
-        self.classifier.backbone.recomputes = False
-        self.tuned.steps = self.step
+        self._leave()
         if self.learner.skipped:
             text = f"{self.learner.skipped} steps moved nothing: gradients overflowed in fp16; their scale was lowered."
             yield Event("tuning", "note", values={"text": text})
         yield Event("tuning", "done", self.step, self.total_steps, {"best_step": self.tuned.best_step})
+
+    def _leave(self) -> None:
+        """Hand over the classifier, and states of all rows or none: whoever looks back computes what is not there."""
+        self.classifier.requires_grad_(False).eval()
+        self.classifier.backbone.recomputes = False
+        self.tuned.steps = self.step
+        if self.learner.has_own_states:
+            del self.tuned.states["train"]
 
     def _learn_all(self) -> Iterator[Event]:
         """From the start, or where a checkpoint left off, to the weights that remain."""
@@ -242,6 +248,9 @@ class Loop:
         """Set the head to a probe of what it will see, its penalty chosen by cross-validation (STATISTICS.md 23)."""
         part, states = self.parts["train"], self.tuned.states.get("train")
         pooled_ND = seen_by_head(self.classifier, part, states, start=self.tuned.start, dtype=self.dtype)
+        if self.learner.has_own_states:
+            rows = self.ranks.owned(np.arange(len(part.truth)))
+            pooled_ND = torch.from_numpy(self.ranks.collected(pooled_ND.numpy(), rows, total=len(part.truth)))
         # A start for tuning stops early: a probe that fits all rows leaves no loss to move the features with.
         steps = MOST_STEPS if self._is_probe else EARLY_STEPS
         weights_C, seed = self.class_weights_C, self.config.seed
@@ -264,7 +273,15 @@ class Loop:
             if name in self.tuned.states:
                 continue
             counted: dict[str, int] = {"done": done, "total": total}
-            if self.ranks.count > 1:
+            if (
+                self.ranks.count > 1
+                and self.config.tuning.shard_states
+                and name == "train"
+                and len(part.tokens) >= self.ranks.count
+            ):
+                cache = state_cache(self.config)
+                states = yield from own_states(frozen, part.tokens, self.ranks, cache=cache, **counted)
+            elif self.ranks.count > 1:
                 states = yield from divided_states(frozen, part.tokens, self.ranks, **counted)
             else:
                 states = yield from frozen_states(frozen, part.tokens, cache=state_cache(self.config), **counted)
@@ -440,9 +457,19 @@ class Loop:
             unpack_optimizer(self.optimizer, found.tensors)
             self.learner.scaler.load_state_dict(state["scale"])
             self.learner.tokens_per_batch = state["tokens_per_batch"]
+            yield from self._draw_on(found)
+        yield Event("tuning", "note", values={"text": f"Going on after step {self.step} of {self.total_steps}."})
+
+    def _draw_on(self, found: Checkpoint) -> Iterator[Event]:
+        """Let generators go on where they were; of another number of processes each begins a course of its own."""
+        processes = len(found.tensors["random_state"])
+        if processes == self.ranks.count:
             own = {name: found.tensors[name][self.ranks.number] for name in random_states(self.device)}
             put_random_states(own, self.device)
-        yield Event("tuning", "note", values={"text": f"Going on after step {self.step} of {self.total_steps}."})
+            return
+        torch.manual_seed(self.config.seed + self.ranks.number + (self.step << 20))
+        text = f"Going on with {self.ranks.count} processes where there were {processes}: the same within rounding."
+        yield Event("tuning", "note", values={"text": text})
 
 
 def _evaluation_steps(steps: int, evaluations: int) -> set[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tagsmith.model.activations import FrozenBlocks, States
+    from tagsmith.model.state_cache import StateCache
 
 BUCKET = 2**24
 """Numbers that are added at once, over all processes: many small sums would each wait for all."""
@@ -48,6 +50,10 @@ class Ranks:
     def share(self, rows: np.ndarray) -> np.ndarray:
         """Every `count`-th of some rows, none where there are too few."""
         return rows[self.number :: self.count]
+
+    def owned(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows that are this process's in every step: each `count`-th of all rows there are."""
+        return rows[rows % self.count == self.number]
 
     def added(self, values: np.ndarray) -> np.ndarray:
         """The sum of arrays of one shape over all processes, the same bits in each."""
@@ -132,7 +138,12 @@ def ranks_here() -> Ranks:
 
 
 def launched() -> Ranks:
-    """This process among those that `torchrun` started, before they are joined; alone where it started none."""
+    """This process among those that `torchrun` started, before they are joined; alone where it started none.
+
+    Where another launcher has joined them already, it is asked first.
+    """
+    if "torch" in sys.modules and ranks_here().count > 1:
+        return ranks_here()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Ranks()
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
@@ -167,6 +178,21 @@ def _require_one_each(device: str) -> None:
             f"tuning.device is '{device}', one device, but torchrun started {launched().count} processes. Expected one "
             "for each; take tuning.device = 'cuda' or 'cpu', or start a single process."
         )
+
+
+def own_states(
+    frozen: FrozenBlocks, tokens: Tokens, ranks: Ranks, *, done: int, total: int, cache: StateCache | None
+) -> Generator[Event, None, States]:
+    """What leaves frozen blocks, for this process's own texts alone: those that `Ranks.owned` gives it.
+
+    `done` and `total` are as in `frozen_states`, and the events count by this process's share; so does the cache, which
+    each machine has for itself.
+    """
+    from tagsmith.model.activations import frozen_states
+
+    own = tokens.of_texts(ranks.owned(np.arange(len(tokens))))
+    counted = {"done": done // ranks.count, "total": -(-total // ranks.count)}
+    return (yield from frozen_states(frozen, own, cache=cache, **counted))
 
 
 def divided_states(
