@@ -86,11 +86,17 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="ray[://HOST:PORT]", help="Train on a Ray cluster: this machine's, or another."),
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N or MIN:MAX", help="With --on: how many workers, one a machine by default.")
+    ] = None,
 ) -> None:
     """Train a classifier, measure it, and save it as a bundle."""
     from tagsmith.console import Console
     from tagsmith.naming import default_out
-    from tagsmith.pipeline import train as run
     from tagsmith.trackers import Trackers
     from tagsmith.tuning.parallel import launched
 
@@ -99,6 +105,7 @@ def train(
     chosen = _config(preset, config, settings, backbone=backbone, seed=seed, data=data, budget=budget, planned=planned)
     folder = out or default_out(source, resume=resume)
     speaks = launched().is_first  # of several processes one does
+    run = _trained_on(on, workers)
     with (
         Console() as console,
         _stoppable(console) as stop,
@@ -125,6 +132,22 @@ def train(
     if speaks:
         console.summary(bundle.report, folder)
         print(folder)
+
+
+def _trained_on(on: str | None, workers: str | None) -> Callable[..., Bundle]:
+    """The function that trains: on this machine, or on a cluster."""
+    from functools import partial
+
+    if on is not None:
+        from tagsmith.scale.train import Workers
+        from tagsmith.scale.train import train as run_on
+
+        return partial(run_on, on=on, workers=Workers.read(workers))
+    if workers is not None:
+        raise SettingError("--workers goes with --on ray. Give both, or leave it out.")
+    from tagsmith.pipeline import train as run
+
+    return run
 
 
 @app.command()

@@ -211,6 +211,9 @@ class TuningConfig(Section):
     shard_states: bool = False
     """Of several processes each keeps the states of its own training rows alone, so that disk and memory of one machine
     need not hold them all; steps are divided by whose rows they have, a little less evenly."""
+    checkpoint_s: float | None = Field(None, ge=0)
+    """Seconds between checkpoints, which is what a kill may cost; None is 30. Where writing takes over a twentieth of
+    them they are more."""
     elastic: bool = False
     """A checkpoint is gone on from by another number of processes or threads too: the same result within rounding,
     where `--resume` otherwise asks for the same, and promises the same bits."""

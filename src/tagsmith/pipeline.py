@@ -100,7 +100,8 @@ def train(
     folder = Path(out) if out is not None else default_out(source, resume=resume)
     refuse_existing(folder, force=force)
     ranks = join(config.tuning.device)
-    listen = listen if ranks.is_first else silent
+    # Of several processes one speaks, unless its listener says who listens to the others.
+    listen = listen if ranks.is_first else getattr(listen, "of_others", silent)
     run = Run(config, listen, command=reproduce(source, validation=validation, test=test, config=config))
     run.source = None if name_of(source) in ("TABLE", "-") else name_of(source)
     listen(Event("data", "settings", values=config.flat()))

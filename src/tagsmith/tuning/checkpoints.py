@@ -31,7 +31,7 @@ from tagsmith.tuning.learner import Part
 from tagsmith.tuning.parallel import ranks_here
 
 SECONDS_APART = 30.0
-"""What a crash may cost, about; more where writing is slow, see `MOST_SHARE`."""
+"""What a crash may cost, about, unless asked otherwise; more where writing is slow, see `MOST_SHARE`."""
 
 MOST_SHARE = 0.05
 """The part of a tuning's time that writing checkpoints may take."""
@@ -51,14 +51,15 @@ class Checkpoint:
 class CheckpointFile:
     """Where a tuning keeps its latest checkpoint, what it belongs to, and when the next one is due."""
 
-    def __init__(self, path: Path, origin: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, origin: Mapping[str, Any], *, seconds_apart: float | None = None) -> None:
         self.path, self.origin = path, origin
+        self._apart = SECONDS_APART if seconds_apart is None else seconds_apart
         self._written_at, self._cost = time.monotonic(), 0.0
 
     @property
     def is_due(self) -> bool:
         """Whether losing what was done since the last one would cost more than writing does."""
-        return time.monotonic() - self._written_at >= max(SECONDS_APART, self._cost / MOST_SHARE)
+        return time.monotonic() - self._written_at >= max(self._apart, self._cost / MOST_SHARE)
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint before; ResourceError as in `save_checkpoint`."""
@@ -241,6 +242,7 @@ def _decides(name: str) -> bool:
         "tuning.seeds",
         "tuning.cache_gib",
         "tuning.elastic",
+        "tuning.checkpoint_s",
         "tuning.device",
     ):  # which device it is, the origin says by itself
         return False

@@ -407,7 +407,8 @@ class Loop:
 
     def _file_in(self, folder: Path) -> CheckpointFile:
         origin = origin_of(self.classifier, self.parts, self.config, class_weights_C=self.class_weights_C)
-        return CheckpointFile(folder / f"seed-{self.config.seed}.safetensors", origin)
+        path = folder / f"seed-{self.config.seed}.safetensors"
+        return CheckpointFile(path, origin, seconds_apart=self.config.tuning.checkpoint_s)
 
     def _stop_here(self) -> None:
         if self.file is None:

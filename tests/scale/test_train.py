@@ -1,0 +1,151 @@
+import json
+import os
+import signal
+
+import psutil
+import pytest
+
+from tagsmith.config import Config
+from tagsmith.errors import AssetError, ResourceError, SettingError
+from tagsmith.scale.nodes import Node
+from tagsmith.scale.train import Workers, train
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+
+@pytest.fixture
+def settings(tiny_folder):
+    """Settings of a quick training of one of two blocks, its parts by hash."""
+
+    def make(**tuning):
+        quick = {"method": "last_layers", "blocks": 1, "epochs": 2, "precision": "fp32", "start": "probe"}
+        return Config.of(
+            {
+                "data": {"split": "hash"},
+                "model": {"backbone": str(tiny_folder), "layers": "all", "max_tokens": 48},
+                "tuning": quick | tuning,
+                "evaluation": {"resamples": 200, "audit": False, "calibrate": False, "robustness_rows": 0},
+                "seed": 7,
+            }
+        )
+
+    return make
+
+
+# ---- Before any worker is started
+
+
+@pytest.mark.parametrize(("asked", "read"), [(None, None), ("4", (4, 4)), ("1:4", (1, 4))])
+def test_workers_are_read(asked, read):
+    assert Workers.read(asked) == read
+
+
+@pytest.mark.parametrize("asked", ["0", "4:1", "many", "1:2:3", "-1", ""])
+def test_other_numbers_of_workers_are_refused(asked):
+    with pytest.raises(SettingError, match="Expected a number, as 4, or the fewest and the most, as 1:4"):
+        Workers.read(asked)
+
+
+def node(cpus, gpus=0.0):
+    return Node("id", "a", cpus, gpus, 1e9)
+
+
+def test_a_machine_has_a_worker_or_one_for_each_of_its_gpus():
+    assert Workers.of(None, [node(8), node(4)], device="auto") == Workers(1, 2, cpus=4)
+    assert Workers.of(None, [node(8, 4), node(8, 4)], device="auto") == Workers(1, 8, cpus=2, gpus=1)
+    assert Workers.of(None, [node(8, 4), node(8, 4)], device="cpu") == Workers(1, 2, cpus=8)
+    assert Workers.of((2, 2), [node(3)], device="auto") == Workers(2, 2, cpus=1)
+
+
+def test_more_workers_than_fit_are_refused_instead_of_waited_for():
+    with pytest.raises(ResourceError, match="needs 4 workers with 1 CPU each, and the cluster has room for 3"):
+        Workers.of((4, 8), [node(3)], device="auto")
+
+
+def test_parts_by_chance_are_refused(toy_csv, settings, tmp_path):
+    config = settings().with_settings({"data": {"split": "group"}})
+    with pytest.raises(SettingError, match=r"data\.split is 'group'.*--set data\.split=hash"):
+        train(toy_csv, config=config, out=tmp_path / "b")
+
+
+def test_standard_input_is_refused(settings, tmp_path):
+    with pytest.raises(SettingError, match="standard input, which only one process can read"):
+        train("-", config=settings(), out=tmp_path / "b")
+
+
+# ---- On a cluster
+
+
+@pytest.mark.ray
+def test_two_workers_train_the_classifier_that_one_process_does(cluster, toy_csv, settings, tmp_path, heard):
+    from safetensors.torch import load_file
+
+    from tagsmith.pipeline import train as train_here
+
+    bundle = train(toy_csv, workers=(2, 2), config=settings(), out=tmp_path / "two", listen=heard.append)
+    alone = train_here(toy_csv, config=settings(), out=tmp_path / "one")
+    one, two = (load_file(each.folder / "model.safetensors") for each in (alone, bundle))
+    assert max(float((one[name].float() - two[name].float()).abs().max()) for name in one) < 1e-4
+    reports = [json.loads((each.folder / "report.json").read_text()) for each in (alone, bundle)]
+    assert reports[0]["data"]["splits"] == reports[1]["data"]["splits"]
+    assert reports[0]["test"]["accuracy"] == reports[1]["test"]["accuracy"]
+    steps = [event.step for event in heard if event.name == "step"]
+    assert steps == list(range(1, len(steps) + 1)), "each step is told once"
+    assert any("2 workers" in str(event.values.get("text")) for event in heard)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"], "nothing is left beside them"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(cluster, toy_csv, settings, tmp_path):
+    steps, killed = [], []
+
+    def listen(event):
+        if event.name == "step":
+            steps.append(event.step)
+        if len(steps) > 40 and not killed:
+            killed.append(kill_a_worker())
+
+    long = settings(method="full", start="random", epochs=40, patience=99, checkpoint_s=0.05)
+    bundle = train(toy_csv, workers=(1, 2), config=long, out=tmp_path / "b", listen=listen)
+    assert killed
+    assert bundle.answer(["I love it"])[0].label in bundle.labels
+    again = next(i for i in range(1, len(steps)) if steps[i] <= steps[i - 1])
+    assert sorted(set(steps)) == list(range(1, max(steps) + 1)), "no step is missing"
+    # A letter with steps may lie unsent in a worker that dies: what was made again is counted by what was heard.
+    assert steps[again - 1] - steps[again] < 60
+
+
+def kill_a_worker():
+    """The number of a process that runs the training, killed without a word."""
+    found = [each for each in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(each.cmdline())]
+    assert found, "no worker is seen"
+    os.kill(found[-1].pid, signal.SIGKILL)
+    return found[-1].pid
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_what_a_user_can_mend_comes_back_as_one_paragraph(cluster, toy_csv, settings, tmp_path):
+    config = settings().with_settings({"model": {"backbone": str(tmp_path / "nowhere")}})
+    with pytest.raises(AssetError, match="nowhere"):
+        train(toy_csv, workers=(1, 1), config=config, out=tmp_path / "b")
+    assert list(tmp_path.glob("b*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_that_is_stopped_can_be_resumed_elsewhere(cluster, toy_csv, settings, tmp_path, heard):
+    from tagsmith.pipeline import train as train_here
+    from tagsmith.tuning.loop import StoppedError
+
+    stop = lambda: any(event.name == "step" and event.step > 5 for event in heard)  # noqa: E731
+    long = settings(method="full", start="random", epochs=40, patience=99)
+    with pytest.raises(StoppedError, match="A checkpoint is in"):
+        train(toy_csv, workers=(1, 2), config=long, out=tmp_path / "b", stop=stop, listen=heard.append)
+    heard.clear()
+    own = long.with_settings({"tuning": {"elastic": True, "shard_states": True}})
+    stop = lambda: any(event.name == "step" for event in heard)  # noqa: E731
+    with pytest.raises(StoppedError):
+        train_here(toy_csv, config=own, out=tmp_path / "b", resume=True, stop=stop, listen=heard.append)
+    assert next(event.step for event in heard if event.name == "step") > 5
