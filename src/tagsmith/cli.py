@@ -310,6 +310,13 @@ def serve(
         Path | None, typer.Option(help="A file of the SHA-256 of each text with its answer, to label some later.")
     ] = None,
     settings: Setting = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="ray[://HOST:PORT]", help="Serve on a Ray cluster: this machine's, or another."),
+    ] = None,
+    replicas: Annotated[
+        str | None, typer.Option(metavar="N or MIN:MAX", help="With --on: how many servers, as requests come in.")
+    ] = None,
 ) -> None:
     """Answer over HTTP, to the clients of Hugging Face, vLLM, OpenAI, KServe and SageMaker. Ctrl-C stops it."""
     from tagsmith.deployment.corrections import Corrections, HashLog
@@ -338,13 +345,39 @@ def serve(
     desk = Desk(
         None if corrections is None else Corrections(corrections), None if log_hashes is None else HashLog(log_hashes)
     )
+
+    def started(address: str) -> None:
+        print(f"Serving {bundle} on {address}; how to ask: {address}/docs", flush=True)
+
+    if on is not None or replicas is not None:
+        _serve_on(on, replicas, plan, door, started, alone={"--corrections": corrections, "--log-hashes": log_hashes})
+        return
     start_logging()
-    run(
-        plan,
-        door,
-        desk=desk,
-        started=lambda address: print(f"Serving {bundle} on {address}; how to ask: {address}/docs", flush=True),
-    )
+    run(plan, door, desk=desk, started=started)
+
+
+def _serve_on(
+    on: str | None,
+    replicas: str | None,
+    plan: Any,
+    door: Any,
+    started: Callable[[str], None],
+    *,
+    alone: Mapping[str, Path | None],
+) -> None:
+    """Serve on a cluster; SettingError for what a single server alone can do."""
+    if on is None:
+        raise SettingError("--replicas goes with --on ray. Give both, or leave it out.")
+    given = [name for name, value in alone.items() if value is not None]
+    if given:
+        raise SettingError(
+            f"{given[0]} keeps a file that one server writes, and --on starts several. Expected one or the other; "
+            "leave one of them out."
+        )
+    from tagsmith.scale.serve import Replicas
+    from tagsmith.scale.serve import serve as run_on
+
+    run_on(plan, door, on=on, replicas=Replicas.read(replicas, cpus=float(plan.launch.threads or 1)), started=started)
 
 
 def _deployment_settings(settings: list[str] | None) -> dict[str, Any]:

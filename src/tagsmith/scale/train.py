@@ -195,8 +195,8 @@ def _run(task: _Task, plan: Workers, stop: Callable[[], bool], listen: Listener)
 
 
 def _trainer(task: _Task, plan: Workers, box: Any, storage: Path) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig  # what ray.train gives when asked
 
     reserved = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
     return TorchTrainer(
