@@ -65,6 +65,7 @@ def served(plan: Plan, door: Door, *, on: str = "ray", replicas: Replicas | None
     with connected(on):
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         nodes = living()
         require_same_versions(nodes)
         require_shared(plan.launch.folder.parent, nodes)
