@@ -29,6 +29,7 @@ from tagsmith.blending import blend
 from tagsmith.catalogue import ASSETS
 from tagsmith.config import Config, merge, settings_of
 from tagsmith.data.column_cleaning import clean_table
+from tagsmith.data.hands import OWN, Hands
 from tagsmith.data.labelling import SIMILAR
 from tagsmith.data.pairs import PAIR
 from tagsmith.data.preparing import Prepared, limit_training, prepare, prepare_given
@@ -49,7 +50,7 @@ from tagsmith.measuring import (
 from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.refitting import refit, require_refit
 from tagsmith.rivals import rival_probabilities, save_tfidf
-from tagsmith.run import FurtherSeed, Result, Run, labels_of, truth_of
+from tagsmith.run import FurtherSeed, Ready, Result, Run, labels_of, truth_of
 from tagsmith.searching import require_search, searched
 from tagsmith.tuning.parallel import join
 
@@ -77,6 +78,7 @@ def train(
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
     listen: Listener = silent,
+    ready: Ready | None = None,
 ) -> Bundle:
     """Train a classifier on a table of labelled text, measure it, save it, and give it back ready to answer.
 
@@ -91,6 +93,7 @@ def train(
         resume: go on from the checkpoint that an interrupted run left beside `out`.
         stop: asked after each step; when it says so, a checkpoint is written and `StoppedError` raised.
         listen: told each event.
+        ready: what `prepare_rows` made of these sources with this `config`, so that it is not made again.
     """
     from tagsmith.deployment.manifest import refuse_existing, staging
 
@@ -107,7 +110,7 @@ def train(
     listen(Event("data", "settings", values=config.flat()))
 
     with run.timed("data"), ranks.first_alone():
-        prepared = _prepare(source, validation, test, run)
+        prepared = _prepare(source, validation, test, run) if ready is None else run.take(ready)
         _look(prepared, run)
         require_provable(prepared, config)
         require_refit(config)
@@ -351,6 +354,22 @@ def _tokens_of(table: Table, run: Run, *, download: bool) -> TokenLengths | None
 # ---- Stage 1: data preparation
 
 
+def prepare_rows(
+    source: Source,
+    *,
+    validation: Source | None = None,
+    test: Source | None = None,
+    config: Config,
+    hands: Hands = OWN,
+    listen: Listener = silent,
+) -> Ready:
+    """The splits that `train` makes of these sources, with the heavy work done by `hands`."""
+    run = Run(config, listen, command="", hands=hands)
+    with run.timed("data"):
+        prepared = _prepare(source, validation, test, run)
+    return Ready(prepared, tuple(run.notes), run.seconds["data"])
+
+
 def _prepare(source: Source, validation: Source | None, test: Source | None, run: Run) -> Prepared:
     _require_use_of_query(run.config, source, validation, test)
     if run.config.data.earlier is not None:
@@ -361,10 +380,18 @@ def _prepare(source: Source, validation: Source | None, test: Source | None, run
     validation_table = None if validation is None else _read(validation, run)
     test_table = None if test is None else _read(test, run, sliced=True)
     if validation_table is None and test_table is None:
-        prepared = prepare(train_table, run.config.data, seed=run.config.seed, listen=run.listen)
+        prepared = prepare(
+            train_table, run.config.data, seed=run.config.seed, listen=run.listen, sketched=run.hands.sketched
+        )
     else:
         prepared = prepare_given(
-            train_table, validation_table, test_table, run.config.data, seed=run.config.seed, listen=run.listen
+            train_table,
+            validation_table,
+            test_table,
+            run.config.data,
+            seed=run.config.seed,
+            listen=run.listen,
+            sketched=run.hands.sketched,
         )
     return prepared if run.config.data.corrections is None else _corrected(prepared, run)
 
@@ -398,7 +425,7 @@ def _look(prepared: Prepared, run: Run) -> None:
 def _read(source: Source, run: Run, *, labelled: bool = True, divided: bool = False, sliced: bool = False) -> Table:
     """The rows of a source, cleaned; `divided` and `sliced` ones with the columns that say how."""
     table = _read_as_it_is(source, run, labelled=labelled, divided=divided, sliced=sliced)
-    table = clean_table(table, run.config.data.clean)
+    table = clean_table(table, run.config.data.clean, clean=run.hands.clean)
     if not len(table):
         steps = ", ".join(run.config.data.clean)
         raise DataError(f"Cleaning ({steps}) leaves no text in any row. Expected some; take fewer steps in data.clean.")
@@ -417,7 +444,14 @@ def _read_as_it_is(source: Source, run: Run, *, labelled: bool, divided: bool, s
     if isinstance(source, Table):
         return source
     slices = run.config.evaluation.slices if sliced else ()
-    table = read_as(_path(source, run), run.config.data, labelled=labelled, divided=divided, slices=slices)
+    table = read_as(
+        _path(source, run),
+        run.config.data,
+        labelled=labelled,
+        divided=divided,
+        slices=slices,
+        read_files=run.hands.read_files,
+    )
     run.listen(Event("data", "read", values={"source": redacted(source), "rows": len(table)}))
     for change in table.history:
         if change.step == SIMILAR:

@@ -15,6 +15,8 @@ import numpy as np
 
 from tagsmith.assets import Located
 from tagsmith.config import Config
+from tagsmith.data.hands import OWN, Hands
+from tagsmith.data.preparing import Prepared
 from tagsmith.data.table import Table
 from tagsmith.errors import DataError
 from tagsmith.events import Event, Listener
@@ -60,13 +62,22 @@ class Searched:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
+@dataclass(frozen=True)
+class Ready:
+    """Rows that were prepared before a run, by whomever: the splits, what was said of them, and how long it took."""
+
+    prepared: Prepared
+    notes: tuple[str, ...]
+    seconds: float
+
+
 @dataclass
 class Run:
     """What one run knows about itself: settings, listener, seconds per stage, and remarks for the report.
 
     `facts` are found before the test and join the section `data` of the report. `source` is where the rows can be read
     again, without a password; None where they were handed over in memory. What may differ from run to run, as times
-    do, stands `apart`, in run.json.
+    do, stands `apart`, in run.json. `hands` do the heavy work on rows.
     """
 
     config: Config
@@ -81,6 +92,7 @@ class Run:
     depth: DepthChoice | None = None
     searched: Searched | None = None
     forecast: Forecast | None = None
+    hands: Hands = OWN
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -93,6 +105,12 @@ class Run:
         """Say something that the reader of the report must know too."""
         self.notes.append(text)
         self.listen(Event("data", "note", values={"text": text}))
+
+    def take(self, ready: Ready) -> Prepared:
+        """Rows that are prepared already, with what was said of them for the report, and their time."""
+        self.notes += ready.notes
+        self.seconds["data"] = self.seconds.get("data", 0.0) + ready.seconds
+        return ready.prepared
 
 
 @dataclass(frozen=True)

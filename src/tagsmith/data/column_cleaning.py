@@ -5,7 +5,7 @@ Polars picks the rows that could change, and only those reach Python.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +40,14 @@ def clean(texts: pl.Series, steps: Sequence[str]) -> Cleaned:
     return Cleaned(texts, changed)
 
 
-def clean_table(table: Table, steps: Sequence[str]) -> Table:
-    """The table with clean texts, a line of history for each step; rows that have no text any more are dropped."""
+Clean = Callable[[pl.Series, Sequence[str]], Cleaned]
+
+
+def clean_table(table: Table, steps: Sequence[str], *, clean: Clean = clean) -> Table:
+    """The table with clean texts, a line of history for each step; rows that have no text any more are dropped.
+
+    `clean` is what cleans the column.
+    """
     found = clean(table.frame["text"], steps)
     for step, mask in found.changed.items():
         count, rows = int(mask.sum()), table.rows[mask][:MOST_ROWS_LISTED].tolist()

@@ -13,7 +13,7 @@ import polars as pl
 
 from tagsmith.data.conflicts import conflicting_rows
 from tagsmith.data.folding import distinct, fold_all
-from tagsmith.data.near_twins import Allowance, Components, Sketches, connected, shingle_sets, sketched
+from tagsmith.data.near_twins import Allowance, Components, Sketched, Sketches, connected, shingle_sets, sketched
 from tagsmith.data.table import Table
 
 
@@ -62,11 +62,12 @@ class Leak:
         return int(self.near.sum())
 
 
-def group_duplicates(table: Table, *, near: float) -> Grouped:
+def group_duplicates(table: Table, *, near: float, sketched: Sketched = sketched) -> Grouped:
     """The table with one group for all rows that are linked by exact twins, near twins or the group they already had.
 
     `near` is the Jaccard of 5-grams from which on two texts are near twins; every link is computed, none estimated.
     Links can chain: while a chain of near twins holds more than 5 % of the rows, the threshold rises by 0.05.
+    `sketched` makes the texts ready to compare.
     """
     unique, text_ids = distinct(fold_all(table.frame["text"]))
     rows_per_text = np.bincount(text_ids, minlength=len(unique))

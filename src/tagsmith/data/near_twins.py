@@ -5,11 +5,11 @@ Legend: N texts, M of them long enough, B bands of R rows of MinHash, S shingles
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
-from typing import IO
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -74,19 +74,19 @@ def connected(links_E2: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sketches:
-    """Distinct texts made ready to find near twins; `ids (M,)` are those of at least 5 characters.
+    """Distinct texts made ready to find near twins.
 
-    The band keys (equal in one band: worth comparing) lie band by band in `spool`, on disk when they are many, and the
-    shingles are made again when a pair asks for them: memory holds one band and one batch of pairs at a time. `marks`
-    `(N, 2)` keep one bit of each row of MinHash, to turn away pairs that met by chance.
+    The band keys (equal in one band: worth comparing) are asked for band by band, and shingles are made again when a
+    pair asks for them: memory holds one band and one batch of pairs at a time. `keyed` gives texts `(M,)` in order and
+    their keys in a band; texts whose key no other has may be left out. `marks` `(N, 2)` keep one bit of each row of
+    MinHash, to turn away pairs that met by chance.
     """
 
     texts: pl.Series
-    ids: np.ndarray
     bands: int
     rows: int
     marks: np.ndarray
-    spool: IO[bytes]
+    keyed: Callable[[int], tuple[np.ndarray, np.ndarray]]
 
     def links(self, *, near: float, within: np.ndarray | None = None, allowance: Allowance | None = None) -> np.ndarray:
         """Components `(N,)` of the texts, linked where their Jaccard is at least `near`; every link was computed.
@@ -119,11 +119,11 @@ class Sketches:
         """
         allowance = Allowance(len(self.texts)) if allowance is None else allowance
         for band in range(self.bands):
-            keys_M = self._keys(band)
+            ids, keys_M = self.keyed(band)
             if within is not None:
-                keys_M = _mixed(keys_M ^ _mixed(within[self.ids].astype(np.uint64)))
-            members, buckets = _shared_keys(keys_M)
-            members = self.ids[members]
+                keys_M = _mixed(keys_M ^ _mixed(within[ids].astype(np.uint64)))
+            members, buckets = shared_keys(keys_M)
+            members = ids[members]
             yield from _with_first(members, buckets)
             members, buckets, large = _still_apart(members, buckets, components)
             yield from _across(members[~large], buckets[~large], components.of[members[~large]])
@@ -158,11 +158,6 @@ class Sketches:
         differ_E2 = np.bitwise_count(self.marks[pairs_E2[:, 0]] ^ self.marks[pairs_E2[:, 1]]).astype(np.int64)
         differ_E = differ_E2[:, 0] + differ_E2[:, 1]
         return pairs_E2[count - differ_E >= fewest]
-
-    def _keys(self, band: int) -> np.ndarray:
-        size = len(self.ids) * 8
-        self.spool.seek(band * size)
-        return np.frombuffer(self.spool.read(size), dtype=np.uint64)
 
     def _in_large_buckets(
         self, members: np.ndarray, buckets: np.ndarray, components: Components, allowance: Allowance, *, near: float
@@ -219,27 +214,67 @@ class Sketches:
             yield np.stack([members[outside[left[fits]]], members[right[fits]]], axis=1)
 
 
+class Sketched(Protocol):
+    """What makes distinct folded texts ready for a search at `near` or above."""
+
+    def __call__(self, texts: pl.Series, *, near: float) -> AbstractContextManager[Sketches]:
+        """Sketches of them, for as long as the block lasts."""
+        ...
+
+
 @contextmanager
 def sketched(texts: pl.Series, *, near: float) -> Iterator[Sketches]:
-    """Sketches of distinct folded texts for a search at `near` or above."""
-    ids = np.flatnonzero(texts.str.len_chars().to_numpy() >= SHINGLE)
-    rows = _rows_per_band(near)
-    bands = _PERMUTATIONS // rows
+    """Sketches of distinct folded texts for a search at `near` or above; their keys are on disk when they are many."""
+    ids = long_enough(texts)
+    rows, bands = shape_of(near)
     marks = np.zeros((len(texts), 2), dtype=np.uint64)
     with SpooledTemporaryFile(max_size=_BYTES_IN_MEMORY) as spool:
+
+        def keyed(band: int) -> tuple[np.ndarray, np.ndarray]:
+            spool.seek(band * len(ids) * 8)
+            return ids, np.frombuffer(spool.read(len(ids) * 8), dtype=np.uint64)
+
         start = 0
         for chunk in _chunks(texts, ids):
-            key_m = np.zeros(len(chunk), dtype=np.uint64)
-            for i, least_m in enumerate(_least(texts[chunk].to_list(), count=bands * rows)):
-                # The lowest bits of a product depend on too few bits of the hash, the highest are 0 in all minima.
-                marks[chunk, i // 64] |= (least_m >> np.uint64(9) & np.uint64(1)) << np.uint64(i % 64)
-                band, row = divmod(i, rows)
-                key_m = least_m * _MULTIPLIERS[row] + (key_m if row else np.uint64(0))
-                if row == rows - 1:
-                    spool.seek((band * len(ids) + start) * 8)
-                    spool.write(_mixed(key_m).tobytes())
+            for band, keys_m in enumerate(_keys_of(texts, chunk, rows=rows, bands=bands, marks=marks)):
+                spool.seek((band * len(ids) + start) * 8)
+                spool.write(keys_m.tobytes())
             start += len(chunk)
-        yield Sketches(texts, ids, bands, rows, marks, spool)
+        yield Sketches(texts, bands, rows, marks, keyed)
+
+
+def sketch(texts: pl.Series, *, near: float) -> tuple[np.ndarray, np.ndarray]:
+    """The keys `(B, M)` of the texts that are `long_enough`, and the marks `(N, 2)` of all."""
+    rows, bands = shape_of(near)
+    marks = np.zeros((len(texts), 2), dtype=np.uint64)
+    found = [
+        np.stack(list(_keys_of(texts, chunk, rows=rows, bands=bands, marks=marks)))
+        for chunk in _chunks(texts, long_enough(texts))
+    ]
+    return np.concatenate(found, axis=1) if found else np.empty((bands, 0), dtype=np.uint64), marks
+
+
+def long_enough(texts: pl.Series) -> np.ndarray:
+    """Which texts `(M,)` have a shingle."""
+    return np.flatnonzero(texts.str.len_chars().to_numpy() >= SHINGLE)
+
+
+def shape_of(near: float) -> tuple[int, int]:
+    """Rows of MinHash in a band, and bands, for a search at `near`."""
+    rows = _rows_per_band(near)
+    return rows, _PERMUTATIONS // rows
+
+
+def _keys_of(texts: pl.Series, chunk: np.ndarray, *, rows: int, bands: int, marks: np.ndarray) -> Iterator[np.ndarray]:
+    """The keys of some texts, band by band; their marks are written on the way."""
+    key_m = np.zeros(len(chunk), dtype=np.uint64)
+    for i, least_m in enumerate(_least(texts[chunk].to_list(), count=bands * rows)):
+        # The lowest bits of a product depend on too few bits of the hash, the highest are 0 in all minima.
+        marks[chunk, i // 64] |= (least_m >> np.uint64(9) & np.uint64(1)) << np.uint64(i % 64)
+        row = i % rows
+        key_m = least_m * _MULTIPLIERS[row] + (key_m if row else np.uint64(0))
+        if row == rows - 1:
+            yield _mixed(key_m)
 
 
 def shingle_sets(texts: pl.Series) -> csr_array:
@@ -315,7 +350,7 @@ def _least(texts: Sequence[str], *, count: int) -> Iterator[np.ndarray]:
 # --- pairs ----------------------------------------------------------------------------------------------------------
 
 
-def _shared_keys(keys_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shared_keys(keys_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions whose key another one has too, sorted by key, and the number of each one's bucket."""
     order = np.argsort(keys_M, kind="stable")
     starts = np.ones(len(order), dtype=bool)

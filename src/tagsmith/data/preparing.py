@@ -14,6 +14,7 @@ from tagsmith.data.conflicts import settle_conflicts
 from tagsmith.data.duplicates import Grouped, Leak, group_duplicates, leak
 from tagsmith.data.earlier import Earlier
 from tagsmith.data.limiting import limited
+from tagsmith.data.near_twins import Sketched, sketched
 from tagsmith.data.rare import find_rare, label_counts
 from tagsmith.data.splitting import (
     CALIBRATION_ROWS,
@@ -70,8 +71,12 @@ def limit_training(prepared: Prepared, most: int | None, *, seed: int) -> Prepar
     )
 
 
-def prepare(table: Table, config: DataConfig, *, seed: int, listen: Listener = silent) -> Prepared:
+def prepare(
+    table: Table, config: DataConfig, *, seed: int, listen: Listener = silent, sketched: Sketched = sketched
+) -> Prepared:
     """Settle labels, group duplicates, split, balance the training rows, and count what leaks.
+
+    `sketched` is that of `group_duplicates`.
 
     DataError and SettingError as in each of these steps.
     """
@@ -79,14 +84,14 @@ def prepare(table: Table, config: DataConfig, *, seed: int, listen: Listener = s
     if config.split_column is not None:
         parts = _by_column(table, config.split_column)
         others = {name: parts.get(name) for name in PARTS[1:]}
-        return prepare_given(parts["train"], **others, config=config, seed=seed, listen=listen)
+        return prepare_given(parts["train"], **others, config=config, seed=seed, listen=listen, sketched=sketched)
     table = settle_conflicts(table, how=config.conflicts)
     table = find_rare(table, how=config.rare_labels, below=config.rare_below, name=config.rare_name).settle(table)
     require_labels(table, fewest=_fewest(config))
     if config.split == "book":
-        return _prepare_as_the_book(table, config, seed=seed, listen=listen)
+        return _prepare_as_the_book(table, config, seed=seed, listen=listen, sketched=sketched)
     before = Earlier.read(config.earlier) if config.earlier is not None else None
-    grouped = _grouped(table, config, listen)
+    grouped = _grouped(table, config, listen, sketched)
     splits = _split(grouped.table, config, seed=seed, earlier=before)
     found = _leak_between(splits, grouped.threshold, search=before is not None)
     return _finished(splits, grouped, found, config, seed=seed, listen=listen, before=before)
@@ -110,6 +115,7 @@ def prepare_given(
     seed: int,
     calibration: Table | None = None,
     listen: Listener = silent,
+    sketched: Sketched = sketched,
 ) -> Prepared:
     """As `prepare`, with rows of the user's own for some parts; validation or test rows not given are split off train.
 
@@ -118,7 +124,7 @@ def prepare_given(
     does not hold.
     """
     if validation is None and test is None and calibration is None:
-        return prepare(train, config, seed=seed, listen=listen)
+        return prepare(train, config, seed=seed, listen=listen, sketched=sketched)
     _require_agreement(config)
     _require_own_parts(config)
     train = settle_conflicts(train, how=config.conflicts)
@@ -128,14 +134,16 @@ def prepare_given(
     require_labels(present["train"], fewest=_fewest(config))
     for name, part in present.items():
         _require_known(part, present["train"], name=name)
-    grouped, regrouped = _grouped_together(list(present.values()), config, listen)
+    grouped, regrouped = _grouped_together(list(present.values()), config, listen, sketched)
     parts = dict(zip(present, regrouped, strict=True))
     splits = _completed(parts, config, seed=seed)
     found = _leak_into_test(splits, grouped, near=config.near_duplicates)
     return _finished(splits, grouped, found, config, seed=seed, listen=listen, notes=_leak_notes(found, splits))
 
 
-def _prepare_as_the_book(table: Table, config: DataConfig, *, seed: int, listen: Listener) -> Prepared:
+def _prepare_as_the_book(
+    table: Table, config: DataConfig, *, seed: int, listen: Listener, sketched: Sketched
+) -> Prepared:
     defaults = DataConfig()
     for name in ("validation_share", "test_share"):
         if getattr(config, name) != getattr(defaults, name):
@@ -144,7 +152,7 @@ def _prepare_as_the_book(table: Table, config: DataConfig, *, seed: int, listen:
                 f"Leave out data.{name}, or take --set data.split=group."
             )
     priors = priors_of(table)
-    grouped = _grouped(table, config, listen)
+    grouped = _grouped(table, config, listen, sketched)
     splits = book_split(grouped.table, seed=seed)
     found = _leak_into_test(splits, grouped, near=config.near_duplicates)
     notes = (*_leak_notes(found, splits), *_balance_notes(priors))
@@ -159,9 +167,9 @@ def _renamed(priors: Mapping[str, float], splits: Splits[Table]) -> dict[str, fl
     return {"0": priors["ham"], "1": priors["spam"]}
 
 
-def _grouped(table: Table, config: DataConfig, listen: Listener) -> Grouped:
+def _grouped(table: Table, config: DataConfig, listen: Listener, sketched: Sketched) -> Grouped:
     listen(Event("data", "progress", values={"doing": "group duplicates", "rows": len(table)}))
-    return group_duplicates(table, near=config.near_duplicates)
+    return group_duplicates(table, near=config.near_duplicates, sketched=sketched)
 
 
 def _finished(
@@ -339,7 +347,9 @@ def _require_known(part: Table, train: Table, *, name: str) -> None:
         )
 
 
-def _grouped_together(parts: Sequence[Table], config: DataConfig, listen: Listener) -> tuple[Grouped, list[Table]]:
+def _grouped_together(
+    parts: Sequence[Table], config: DataConfig, listen: Listener, sketched: Sketched
+) -> tuple[Grouped, list[Table]]:
     """The parts with groups that hold across them, and what was found in all of them together."""
     frames, offset = [], 0
     for part in parts:
@@ -347,7 +357,7 @@ def _grouped_together(parts: Sequence[Table], config: DataConfig, listen: Listen
         frames.append(part.frame.select("row", "text", "label", group, pl.col(f"^{SLICE}.*$")))
         offset += int(part.groups.max(initial=0)) + 1
     history = tuple(dict.fromkeys(change for part in parts for change in part.history))
-    grouped = _grouped(Table(pl.concat(frames, how="diagonal"), history), config, listen)
+    grouped = _grouped(Table(pl.concat(frames, how="diagonal"), history), config, listen, sketched)
     ends = np.cumsum([len(part) for part in parts])
     return grouped, [grouped.table.take(np.arange(end - len(part), end)) for part, end in zip(parts, ends, strict=True)]
 

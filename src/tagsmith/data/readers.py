@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +28,8 @@ from tagsmith.errors import DataError
 
 __all__ = ["Columns", "find_columns", "is_url", "read", "read_as", "read_frame", "redacted", "texts_of"]
 
+ReadFiles = Callable[[Sequence[File], Layout, Path], list[Raw]]
+
 
 def read(
     source: str | Path,
@@ -48,6 +50,7 @@ def read(
     query: str | None = None,
     labelled: bool = True,
     slices: Sequence[str] = (),
+    read_files: ReadFiles | None = None,
 ) -> Table:
     """The rows of a source that have a text and, where `labelled`, a label; the rest is counted in the history.
 
@@ -73,8 +76,17 @@ def read(
         query: what a database is asked; without it, all rows of its only table.
         labelled: whether rows without a label are dropped, and a label column is looked for by its content.
         slices: columns that are kept as `slice:NAME`, for accuracy by their values.
+        read_files: what reads several files, one after the other without.
     """
-    raw = read_frame(source, quoting=quoting, delimiter=delimiter, encoding=encoding, header=header, query=query)
+    raw = read_frame(
+        source,
+        quoting=quoting,
+        delimiter=delimiter,
+        encoding=encoding,
+        header=header,
+        query=query,
+        read_files=read_files,
+    )
     columns = find_columns(
         raw.frame,
         text=text,
@@ -110,6 +122,7 @@ def read_as(
     labelled: bool = True,
     divided: bool = False,
     slices: Sequence[str] = (),
+    read_files: ReadFiles | None = None,
 ) -> Table:
     """`read` with the settings of a run; the query is for a database, and other sources do without.
 
@@ -133,6 +146,7 @@ def read_as(
         query=settings.query if is_url(source) else None,
         labelled=labelled,
         slices=slices,
+        read_files=read_files,
     )
 
 
@@ -144,6 +158,7 @@ def read_frame(
     encoding: str | None = None,
     header: Header = "auto",
     query: str | None = None,
+    read_files: ReadFiles | None = None,
 ) -> Raw:
     """Every row and column of a source, for those who give them back beside the answers; DataError as in `read`."""
     if is_url(source):
@@ -158,7 +173,12 @@ def read_frame(
     layout = Layout(quoting, delimiter, encoding, header)
     with tempfile.TemporaryDirectory(prefix="tagsmith-", ignore_cleanup_errors=True) as folder:
         files = hub_files(str(source)) if is_hub(source) else find_files(source, Path(folder))
-        return _joined(files, [_read_file(file, layout, Path(folder)) for file in files])
+        return _joined(files, (read_files or read_in_turn)(files, layout, Path(folder)))
+
+
+def read_in_turn(files: Sequence[File], layout: Layout, scratch: Path) -> list[Raw]:
+    """Every row and column of each file; what is unpacked on the way lies in the folder `scratch`."""
+    return [_read_file(file, layout, scratch) for file in files]
 
 
 def _filled(raw: Raw, name: str) -> Raw:

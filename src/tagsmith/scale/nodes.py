@@ -144,6 +144,15 @@ def require_same_file(path: Path, nodes: Sequence[Node]) -> None:
         raise _not_shared(here.parent, blind, nodes)
 
 
+def require_seen(paths: Sequence[Path], nodes: Sequence[Node]) -> None:
+    """SettingError unless each machine sees files of the same sizes at these paths."""
+    sizes = [path.stat().st_size for path in paths]
+    seen = on_each(nodes, _size_probe([str(path) for path in paths]))
+    blind = [node.name for node, found in zip(nodes, seen, strict=True) if found != sizes]
+    if blind:
+        raise _not_shared(paths[0].parent, blind, nodes)
+
+
 def _not_shared(folder: Path, blind: Sequence[str], nodes: Sequence[Node]) -> SettingError:
     return SettingError(
         f"'{folder}' is not the same folder on {len(blind)} of {len(nodes)} machines: {', '.join(blind[:5])} cannot "
@@ -206,3 +215,12 @@ def _reading_probe(path: str) -> Callable[[], str | None]:
             return None
 
     return read
+
+
+def _size_probe(paths: Sequence[str]) -> Callable[[], list[int]]:
+    def sizes() -> list[int]:
+        import os
+
+        return [os.stat(path).st_size if os.path.exists(path) else -1 for path in paths]  # noqa: PTH116, PTH110
+
+    return sizes
