@@ -23,10 +23,14 @@ from tagsmith.data.encoding import Tokens
 from tagsmith.errors import ResourceError
 from tagsmith.events import Event
 from tagsmith.model.backbone import Backbone
+from tagsmith.model.beginnings import alike, tree_of
 from tagsmith.model.device import device_of, sent, tokens_at_once
 from tagsmith.model.mapping import let_go
 from tagsmith.model.packing import inference_copy, side_by_side
 from tagsmith.model.state_cache import StateCache, key_of
+
+TOKENS_PER_BATCH = 512
+"""So many fill a core in a pass."""
 
 BYTES_IN_MEMORY = 2**30
 """Larger sets of states lie in a temporary file that is mapped into memory."""
@@ -100,7 +104,7 @@ class FrozenBlocks:
         kept |= {"causal": self.backbone.causal, "pair_separator_id": self.backbone.pair_separator_id}
         return json.dumps(kept, sort_keys=True, default=str)
 
-    def key(self, tokens: Tokens, *, tokens_per_batch: int = 512) -> str:
+    def key(self, tokens: Tokens, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> str:
         """Under which the states of some texts are kept from run to run."""
         return key_of(
             self.weights,
@@ -116,10 +120,23 @@ class FrozenBlocks:
         """Where they compute."""
         return device_of(self.backbone)
 
+    @property
+    def shares(self) -> bool:
+        """Whether beginnings that texts have in common are computed once; a GPU's kernel takes whole texts."""
+        return self.device.type == "cpu" and self.backbone.shares_beginnings
+
     def enter(self, ids: Tensor, lengths_B: Tensor) -> Tensor:
         """The states `(1, T, D)` that leave the last of these blocks, or `(B, L, D)` for ids in a rectangle."""
-        hidden = self.backbone.embed(ids, lengths_B).to(self.dtype)
-        context = self.backbone.context(hidden, lengths_B)
+        is_row = len(ids) == 1 < len(lengths_B)
+        tree = tree_of(ids[0].numpy(), lengths_B.numpy()) if is_row and self.shares else None
+        if tree is None:
+            return self._through(ids, lengths_B)
+        nodes = torch.from_numpy(tree.nodes)
+        return self._through(ids[:, torch.from_numpy(tree.kept)], lengths_B, nodes)[:, nodes]
+
+    def _through(self, ids: Tensor, lengths_B: Tensor, nodes: Tensor | None = None) -> Tensor:
+        hidden = self.backbone.embed(ids, lengths_B, nodes).to(self.dtype)
+        context = self.backbone.context(hidden, lengths_B, nodes)
         return self.backbone.run(hidden, context, start=0, stop=self.stop, blocks=self.blocks)
 
 
@@ -127,7 +144,7 @@ def frozen_states(
     frozen: FrozenBlocks,
     tokens: Tokens,
     *,
-    tokens_per_batch: int = 512,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     done: int = 0,
     total: int | None = None,
     cache: StateCache | None = None,
@@ -160,27 +177,28 @@ def _fill(
 ) -> Generator[Event, None, None]:
     firsts, twins = tokens.distinct()  # equal texts have equal states, and are computed once
     copies = np.split(np.argsort(twins, kind="stable"), np.cumsum(np.bincount(twins))[:-1])
-    device = frozen.device
-    batches = length_sorted(tokens.lengths[firsts], tokens_per_batch=tokens_at_once(tokens_per_batch, device))
+    device, at_once = frozen.device, tokens_at_once(tokens_per_batch, frozen.device)
+    batches = alike(tokens, firsts, tokens_per_batch=at_once, shares=frozen.shares)
 
     @torch.inference_mode()
-    def enter(places: np.ndarray) -> Sequence[Tensor]:
-        ids, lengths = tokens.ragged(firsts[places])
+    def enter(pieces: np.ndarray) -> Sequence[Tensor]:
+        ids, lengths = tokens.ragged(pieces)
         hidden_TD = frozen.enter(sent(ids, device), sent(lengths, device))[0].cpu()
         return hidden_TD[: lengths.sum()].split(lengths.tolist())
 
-    for places, texts in zip(batches, side_by_side(enter, batches, device=device), strict=True):
-        for hidden_LD, place in zip(texts, places, strict=True):
-            for piece in copies[place]:
+    for pieces, texts in zip(batches, side_by_side(enter, batches, device=device), strict=True):
+        for hidden_LD, first in zip(texts, pieces, strict=True):
+            twins_of_it = copies[twins[first]]
+            for piece in twins_of_it:
                 start, end = tokens.offsets[piece], tokens.offsets[piece + 1]
                 hidden_TD[start:end] = hidden_LD
                 let_go(hidden_TD[start:end])
-            done += len(copies[place])
+            done += len(twins_of_it)
         yield Event("model", "frozen", done, total or len(tokens.rows))
 
 
 def states_by_depth(
-    frozen: FrozenBlocks, tokens: Tokens, depths: Collection[int], *, tokens_per_batch: int = 512
+    frozen: FrozenBlocks, tokens: Tokens, depths: Collection[int], *, tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> Generator[Event, None, dict[int, States]]:
     """What enters block `depth`, for each of `depths` (from 0 to those frozen), from one pass over all texts."""
     backbone, blocks, dtype = frozen.backbone, frozen.blocks, frozen.dtype

@@ -81,11 +81,19 @@ class Backbone(nn.Module):
         """Whether a token sees only what comes before it."""
         return self.family.causal and self.causal_mask
 
-    def embed(self, ids_BL: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """The states `(B, L, D)` that enter the first block; of ids in a single row `(1, T)` with the lengths."""
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether texts that begin alike have equal states there, and nothing but attention looks at whole texts."""
+        return self.causal and self.pair_separator_id is None
+
+    def embed(self, ids_BL: Tensor, lengths_B: Tensor | None = None, nodes: Tensor | None = None) -> Tensor:
+        """The states `(B, L, D)` that enter the first block; of ids in a single row `(1, T)` with the lengths.
+
+        `nodes` as in `Layout`: beginnings that several texts of the row share stand in it once.
+        """
         if lengths_B is None:
             lengths_B = ids_BL.new_full((len(ids_BL),), ids_BL.shape[1])
-        layout = Layout(lengths_B, ids_BL.shape)
+        layout = Layout(lengths_B, ids_BL.shape, nodes)
         types_BL = torch.zeros_like(ids_BL)
         if self.pair_separator_id is not None:
             separators_BL = (ids_BL == self.pair_separator_id).int()
@@ -93,9 +101,9 @@ class Backbone(nn.Module):
             types_BL = (before_BL - before_BL[:, layout.starts]).clamp(max=1).to(ids_BL.dtype)
         return self.family.embed(self.trunk, ids_BL, layout.positions, types_BL)
 
-    def context(self, hidden_BLD: Tensor, lengths_B: Tensor) -> Context:
+    def context(self, hidden_BLD: Tensor, lengths_B: Tensor, nodes: Tensor | None = None) -> Context:
         """Masks and positions for a batch of states in this shape, dtype and device."""
-        layout = Layout(lengths_B, hidden_BLD.shape[:2])
+        layout = Layout(lengths_B, hidden_BLD.shape[:2], nodes)
         default = CAUSAL if self.family.causal else EVERYTHING
         masks: dict[str, Tensor | Ragged | None] = {}
         rotary = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +20,14 @@ class Layout:
     """The lengths `(B,)` of texts, and the first two axes of their states: `(B, L)`, or `(1, T)` where they are ragged.
 
     Padding stands behind each text in a rectangle and behind the last one in a row. One text alone is both. There is
-    at least one position, though all texts may be empty.
+    at least one position, though all texts may be empty. Where texts in a row share their beginnings, `nodes` says of
+    each of their tokens, one text after the other, which of the row it is; None where each is its own. No gradient
+    comes back through shared ones.
     """
 
     lengths_B: Tensor
     shape: Sequence[int]
+    nodes: Tensor | None = None
 
     @property
     def ragged(self) -> bool:
@@ -37,13 +41,17 @@ class Layout:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Where each text begins in a row, and where the last one ends `(B+1,)` int32."""
+        """Where each text begins in a row (or in `nodes`), and where the last one ends `(B+1,)` int32."""
         ends_B = self.lengths_B.cumsum(0, dtype=torch.int32)
         return torch.nn.functional.pad(ends_B, (1, 0))
 
     @cached_property
     def positions(self) -> Tensor:
         """The place of each token within its text, `(1, L)` or `(1, T)`."""
+        if self.nodes is not None:
+            within_T = torch.arange(len(self.nodes), device=self.nodes.device)
+            within_T -= self.offsets[:-1].long().repeat_interleave(self.lengths_B)
+            return self._at.index_copy(0, self.nodes, within_T)[None]
         return (self._at - self.starts if self.ragged else self._at)[None]
 
     @cached_property
@@ -59,13 +67,15 @@ class Layout:
     def lasts(self) -> tuple[Tensor, Tensor]:
         """Where the last token of each text stands: line and column, both `(B,)`."""
         if self.ragged:
-            return torch.zeros_like(self.lengths_B), self.offsets[1:].long() - 1
+            return torch.zeros_like(self.lengths_B), self._in_row(self.offsets[1:].long() - 1)
         return torch.arange(self.lengths_B.shape[0], device=self.lengths_B.device), self.lengths_B - 1
 
     @cached_property
     def firsts(self) -> tuple[Tensor, Tensor]:
         """Where the first token of each text stands: line and column, both `(B,)`."""
         lines_B, columns_B = self.lasts
+        if self.nodes is not None:
+            return lines_B, self._in_row(self.offsets[:-1].long())
         return lines_B, columns_B - self.lengths_B + 1
 
     @cached_property
@@ -91,6 +101,10 @@ class Layout:
             cells = _Moved.apply(cells, self._tokens, self._cells, self._padding)
         return cells[None]
 
+    def _in_row(self, places: Tensor) -> Tensor:
+        """Where tokens that are counted text after text stand in the row."""
+        return places if self.nodes is None else self.nodes[places]
+
     @cached_property
     def _at(self) -> Tensor:
         return torch.arange(self.shape[1], device=self.lengths_B.device)
@@ -105,12 +119,15 @@ class Layout:
         within_BL = torch.minimum(
             torch.arange(self.longest, device=self.lengths_B.device)[None], self.lengths_B[:, None] - 1
         )
-        return (self.offsets[:-1, None] + within_BL).clamp(min=0).flatten()
+        return self._in_row((self.offsets[:-1, None] + within_BL).clamp(min=0).flatten())
 
     @cached_property
     def _tokens(self) -> Tensor:
         """For each token of the row, in which cell of the rectangle it stands `(T,)`; cell 0 for padding."""
         tokens_T = self.real.flatten().nonzero()[:, 0]
+        if self.nodes is not None:  # of the texts that share it the first
+            firsts = np.unique(self.nodes.numpy(), return_index=True)[1]
+            return tokens_T[torch.from_numpy(firsts)]
         return torch.nn.functional.pad(tokens_T, (0, self.shape[1] - len(tokens_T)))
 
     @cached_property

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tagsmith.model.adapters import is_adapted, merge
+from tagsmith.model.products import LearningLinear
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -70,7 +71,7 @@ def _pack(module: nn.Module) -> None:
     from transformers.pytorch_utils import Conv1D
 
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
+        if isinstance(child, nn.Linear) and type(child) in (nn.Linear, LearningLinear):
             setattr(module, name, PackedLinear(child.weight, child.bias))
         elif type(child) is Conv1D:  # GPT-2's: the same product with the weight stored the other way round
             setattr(module, name, PackedLinear(child.weight.T, child.bias))

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from tagsmith.config import Config
-from tagsmith.data.batching import length_sorted
 from tagsmith.data.encoding import Tokens
 from tagsmith.errors import is_out_of_memory
 from tagsmith.events import Event, listened, silent
 from tagsmith.labels import Labels
-from tagsmith.model.activations import FrozenBlocks, States, frozen_states
+from tagsmith.model.activations import TOKENS_PER_BATCH, FrozenBlocks, States, frozen_states
+from tagsmith.model.beginnings import alike, computed_tokens
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import device_of, tokens_at_once
 from tagsmith.tuning.depth import cut_copy
@@ -44,7 +44,7 @@ those of a run do not. Where one takes longer than `SLOW` seconds that matters l
 PRUNED = 0.15
 """The cost of a last block on one row a text, against that of a block on all of them: keys and values remain."""
 
-TOKENS_PER_BATCH, PROBE_ROWS = 512, 20_000
+PROBE_ROWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,8 @@ def _seconds(plan: Plan, speed: Speed, *, letters: int, labels: Labels, is_known
         tokens = sum(rows[name].tokens if plan.start else rows[name].distinct for name in names)
         return tokens * top * speed.scored.block + len(names) * speed.packing * plan.blocks_above
 
-    frozen = speed.frozen.seconds(sum(rows[name].distinct for name in TUNED), blocks=plan.start or 0)
-    test = speed.scored.seconds(rows["test"].distinct, blocks=plan.start or 0)
+    frozen = speed.frozen.seconds(sum(rows[name].computed for name in TUNED), blocks=plan.start or 0)
+    test = speed.scored.seconds(rows["test"].computed, blocks=plan.start or 0)
     saved = 4 * plan.all_weights / SAVED_PER_SECOND + speed.packing * plan.depth
     # For calibration and the discordance with TF-IDF; and for the thresholds of the tuned and the untuned weights.
     held_out = (3 if labels.multi_label else 1) * scored("validation", "calibration")
@@ -314,7 +314,7 @@ def pass_seconds(classifier: Classifier, tokens: Tokens, *, dtype: torch.dtype) 
     packing = (time.perf_counter() - started) / stop
     pieces, _ = tokens.distinct()
     at_once = tokens_at_once(TOKENS_PER_BATCH, frozen.device)
-    batches = [pieces[own] for own in length_sorted(tokens.lengths[pieces], tokens_per_batch=at_once)]
+    batches = alike(tokens, pieces, tokens_per_batch=at_once, shares=frozen.shares)
 
     def passing(texts: Tokens) -> float:
         started = time.perf_counter()
@@ -329,7 +329,8 @@ def pass_seconds(classifier: Classifier, tokens: Tokens, *, dtype: torch.dtype) 
         if not number:  # threads start, and libraries find their way
             continue
         first, second = first + cold, second + warm
-        computed += int(some.lengths.sum())
+        again = alike(some, np.arange(len(some.rows)), tokens_per_batch=at_once, shares=frozen.shares)
+        computed += computed_tokens(some, again, shares=frozen.shares)
         if first + second > SECONDS_EACH:
             break
     return Pace(second / computed / stop, max(0.0, first - second) / computed), packing

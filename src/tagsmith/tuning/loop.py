@@ -25,6 +25,7 @@ from tagsmith.model.adapters import Adapter, adapted_layers, attach, detach
 from tagsmith.model.classifier import Classifier, Scorer, finish_states
 from tagsmith.model.device import arithmetic, device_of, put_random_states, random_states
 from tagsmith.model.heads import LinearHead
+from tagsmith.model.products import learning_products
 from tagsmith.model.quantized import quantize
 from tagsmith.model.state_cache import StateCache
 from tagsmith.tuning.averaging import Best
@@ -172,7 +173,9 @@ class Loop:
         if resume:
             yield from self._go_on()
         if not self.is_finished:
-            yield from self._learn_all()
+            own = self.classifier.backbone.blocks[self.tuned.start or 0 :]
+            with learning_products(own, apply=self._multiplies_by_onednn):
+                yield from self._learn_all()
         if adapted:
             self.tuned.adapter = detach(self.classifier.backbone, **self._adapter_settings)
         self._leave()
@@ -218,6 +221,11 @@ class Loop:
         told = "better, and is kept" if is_kept else "no better, and is dropped"
         text = f"Of the weights {name} was tried: on the validation rows it is {told} (step {self.tuned.best_step})."
         yield Event("tuning", "note", values={"text": text})
+
+    @property
+    def _multiplies_by_onednn(self) -> bool:
+        is_plain = not (self.config.tuning.method == "lora" or self.config.tuning.compile)
+        return is_plain and self.device.type == "cpu" and self.learner.dtype is torch.float32
 
     @property
     def _adapter_settings(self) -> dict[str, Any]:

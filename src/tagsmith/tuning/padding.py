@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tagsmith.config import Config
 from tagsmith.data.batching import Work, length_sorted, packed, training_steps, work_of
 from tagsmith.data.encoding import Tokens
+from tagsmith.model.activations import TOKENS_PER_BATCH
+from tagsmith.model.beginnings import alike, computed_tokens
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import device_of
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import Tuned
 
-TOKENS_PER_BATCH = 512
 FORWARD_AND_BACKWARD = 3
 """What a step costs a block, against going through it once."""
 
@@ -25,8 +27,9 @@ def padding_of(classifier: Classifier, parts: Mapping[str, Part], tuned: Tuned, 
     """
     blocks, start = classifier.backbone.blocks, tuned.start or 0
     above = len(blocks) - start
+    shares = device_of(classifier).type == "cpu" and classifier.backbone.shares_beginnings
     work = {
-        "frozen": sum((_of_pass(part.tokens) for part in parts.values()), Work()) * start,
+        "frozen": sum((_of_frozen_pass(part.tokens, shares=shares) for part in parts.values()), Work()) * start,
         "steps": _of_mean_step(parts["train"].tokens, config) * (tuned.steps * above * FORWARD_AND_BACKWARD),
         "evaluations": _of_pass(parts["validation"].tokens) * (len(tuned.curves) * above),
     }
@@ -35,6 +38,13 @@ def padding_of(classifier: Classifier, parts: Mapping[str, Part], tuned: Tuned, 
         return dict.fromkeys(work, 0.0)
     size = sum(weight.numel() for weight in blocks.parameters()) // len(blocks)
     return {name: round(each.padding(weights=size, width=classifier.backbone.width), 6) for name, each in work.items()}
+
+
+def _of_frozen_pass(tokens: Tokens, *, shares: bool) -> Work:
+    pieces, _ = tokens.distinct()
+    batches = alike(tokens, pieces, tokens_per_batch=TOKENS_PER_BATCH, shares=shares)
+    found = work_of(tokens.lengths, batches)
+    return replace(found, tokens=float(computed_tokens(tokens, batches, shares=shares)))
 
 
 def _of_pass(tokens: Tokens) -> Work:

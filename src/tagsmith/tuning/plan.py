@@ -16,9 +16,10 @@ import torch
 from tagsmith.config import Config
 from tagsmith.data.batching import packed, training_steps
 from tagsmith.data.encoding import Tokens
-from tagsmith.model.activations import BYTES_IN_MEMORY
+from tagsmith.model.activations import BYTES_IN_MEMORY, TOKENS_PER_BATCH
 from tagsmith.model.adapters import adapted_layers
 from tagsmith.model.backbone import Backbone
+from tagsmith.model.beginnings import alike, computed_tokens
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
 from tagsmith.model.heads import LinearHead
@@ -49,11 +50,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Rows:
-    """The tokens of a part: of all its texts, and of those that are no copy of another; its longest piece."""
+    """The tokens of a part: of all its texts, of those that are no copy of another, and its longest piece.
+
+    `computed` are those that pass frozen blocks: beginnings that texts have in common count once there.
+    """
 
     texts: int
     tokens: int
     distinct: int
+    computed: int
     longest: int
 
 
@@ -223,7 +228,7 @@ class Plan:
             "steps": self.steps,
             "evaluations": self.evaluations,
             "tokens": {
-                "frozen": sum(self.rows[part].distinct for part in TUNED) if self.start else 0,
+                "frozen": sum(self.rows[part].computed for part in TUNED) if self.start else 0,
                 "steps": 0 if self.is_probe else int(self.sizes.sum()) * self.config.tuning.epochs,
                 "test": self.rows["test"].distinct,
             },
@@ -240,7 +245,8 @@ TUNED = ("train", "validation", "calibration")
 def plan_of(classifier: Classifier, parts: Mapping[str, Part], config: Config) -> Plan:
     """The plan of tuning a classifier on `train`, `validation`, `calibration` and measuring it on `test`."""
     backbone, tuning = classifier.backbone, config.tuning
-    rows = {name: _rows_of(part.tokens) for name, part in parts.items()}
+    shares = device_of(classifier).type == "cpu" and backbone.shares_beginnings
+    rows = {name: _rows_of(part.tokens, shares=shares) for name, part in parts.items()}
     longest = max(part.longest for part in rows.values())
     return Plan(
         config=config,
@@ -257,10 +263,17 @@ def plan_of(classifier: Classifier, parts: Mapping[str, Part], config: Config) -
     )
 
 
-def _rows_of(tokens: Tokens) -> Rows:
-    firsts, _ = tokens.distinct()
+def _rows_of(tokens: Tokens, *, shares: bool) -> Rows:
+    pieces, _ = tokens.distinct()
     lengths = tokens.lengths
-    return Rows(len(tokens), int(lengths.sum()), int(lengths[firsts].sum()), int(lengths.max(initial=0)))
+    batches = alike(tokens, pieces, tokens_per_batch=TOKENS_PER_BATCH, shares=shares)
+    return Rows(
+        texts=len(tokens),
+        tokens=int(lengths.sum()),
+        distinct=int(lengths[pieces].sum()),
+        computed=computed_tokens(tokens, batches, shares=shares),
+        longest=int(lengths.max(initial=0)),
+    )
 
 
 def _weights_of(classifier: Classifier, config: Config) -> Weights:
