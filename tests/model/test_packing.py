@@ -3,8 +3,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from tagsmith.model.packing import keep_few_kernels
+from tagsmith.model.packing import PackedNorm, inference_copy, keep_few_kernels
 
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 GROWTH = """
@@ -12,7 +13,7 @@ import sys
 import psutil
 import torch
 from tagsmith.model.device import processor_has_bf16
-from tagsmith.model.packing import keep_few_kernels
+from tagsmith.model.packing import PackedNorm, inference_copy, keep_few_kernels
 
 if not processor_has_bf16():
     print("none")
@@ -48,3 +49,26 @@ def test_many_shapes_of_batches_take_no_more_memory_than_a_few():
         pytest.skip("this processor has no bf16 of its own, and PyTorch no kernels for each shape")
     few, every = map(float, grown)
     assert few < every / 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+def test_a_packed_norm_rounds_where_transformers_own_does(make_trunk, family, dtype):
+    block = make_trunk(family).layers[0].to(dtype)
+    with torch.no_grad():
+        block.input_layernorm.weight.copy_(torch.rand(32) + 0.5)
+    packed = inference_copy([block], dtype=dtype)[0]
+    assert isinstance(packed.input_layernorm, PackedNorm)
+    rows = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = rows.clone()
+    with torch.inference_mode():
+        wanted, found = block.input_layernorm(rows), packed.input_layernorm(rows)
+    assert torch.equal(rows, before)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), wanted.float(), atol=1e-6 if dtype is torch.float32 else 0.02, rtol=1e-6)
+
+
+def test_gemmas_norm_which_adds_one_to_its_weight_is_left_alone(make_trunk):
+    block = make_trunk("gemma").layers[0]
+    packed = inference_copy([block], dtype=torch.float32)[0]
+    assert type(packed.input_layernorm) is type(block.input_layernorm)

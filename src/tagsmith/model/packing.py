@@ -41,6 +41,24 @@ class PackedLinear(nn.Module):
 ROWS_EXPECTED = 512
 
 
+class PackedNorm(nn.Module):
+    """A root-mean-square norm for inference (Zhang and Sennrich 2019, equation 4), with no copy that it can do without.
+
+    It rounds where transformers' own does: the normed state before it meets the weight.
+    """
+
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.epsilon = weight.detach().contiguous(), epsilon
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`rows / rms(rows) * weight` along the last axis."""
+        normed = rows.float() if rows.dtype is not torch.float32 else rows.clone()
+        squares = torch.linalg.vector_norm(normed, dim=-1, keepdim=True).square_()
+        scales = squares.div_(rows.shape[-1]).add_(self.epsilon).rsqrt_()
+        return normed.mul_(scales).to(rows.dtype).mul_(self.weight)
+
+
 def inference_copy(blocks: Iterable[nn.Module], *, dtype: torch.dtype) -> nn.ModuleList:
     """Frozen copies of blocks in `dtype`, with packed linear layers where this processor gains by them."""
     return nn.ModuleList(_packed_copy(block, dtype) for block in blocks)
@@ -75,6 +93,8 @@ def _pack(module: nn.Module) -> None:
             setattr(module, name, PackedLinear(child.weight, child.bias))
         elif type(child) is Conv1D:  # GPT-2's: the same product with the weight stored the other way round
             setattr(module, name, PackedLinear(child.weight.T, child.bias))
+        elif type(child).__name__.endswith("RMSNorm") and hasattr(child, "variance_epsilon"):  # not Gemma's: 1 + weight
+            setattr(module, name, PackedNorm(child.get_parameter("weight"), float(vars(child)["variance_epsilon"])))
         else:
             _pack(child)
 

@@ -34,7 +34,7 @@ from tagsmith.tuning.loop import Loop, state_cache
 from tagsmith.tuning.plan import TUNED, Plan, gib, plan_of
 from tagsmith.tuning.probes import EARLY_STEPS, FOLDS, MOST_STEPS, STRENGTHS, fit_probe
 
-BLOCKS_TIMED, SECONDS_EACH = 5, 0.5
+BLOCKS_TIMED, SECONDS_EACH = 4, 0.2
 """A pass is timed on so many blocks, for about so long."""
 
 QUICK_STEPS, SLOW_STEPS, SLOW = 6, 3, 0.3
