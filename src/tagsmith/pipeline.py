@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from tagsmith.tuning.forecast import Foretold
     from tagsmith.tuning.learner import Part
     from tagsmith.tuning.loop import Tuned
+    from tagsmith.tuning.search import Together
 
 
 def train(
@@ -79,6 +80,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     listen: Listener = silent,
     ready: Ready | None = None,
+    is_searched: bool = False,
 ) -> Bundle:
     """Train a classifier on a table of labelled text, measure it, save it, and give it back ready to answer.
 
@@ -94,6 +96,7 @@ def train(
         stop: asked after each step; when it says so, a checkpoint is written and `StoppedError` raised.
         listen: told each event.
         ready: what `prepare_rows` made of these sources with this `config`, so that it is not made again.
+        is_searched: `search_ready` has left beside `out` what is to be trained.
     """
     from tagsmith.deployment.manifest import refuse_existing, staging
 
@@ -118,7 +121,9 @@ def train(
         _import_all()
     kept = folder.parent / f"{folder.name}.plan.json"
     if config.tuning.method == "auto":
-        is_known = resume or not ranks.is_first  # of several processes one searches, and the others read what it found
+        is_known = (
+            resume or is_searched or not ranks.is_first
+        )  # of several processes one searches, and the others read what it found
         with run.timed("search"), ranks.first_alone():
             searched(prepared, run, build=_build, encode=_encode, started=started, kept=kept, resume=is_known)
         run.command = reproduce(source, validation=validation, test=test, config=run.config)
@@ -368,6 +373,17 @@ def prepare_rows(
     with run.timed("data"):
         prepared = _prepare(source, validation, test, run)
     return Ready(prepared, tuple(run.notes), run.seconds["data"])
+
+
+def search_ready(
+    ready: Ready, *, out: Path, config: Config, together: Together, resume: bool, listen: Listener = silent
+) -> None:
+    """Let the candidates of `auto` compete, several at a time, and leave what won beside `out`, for `train`."""
+    run, started = Run(config, listen, command=""), time.perf_counter() - ready.seconds
+    _import_all()
+    kept = out.parent / f"{out.name}.plan.json"
+    options: dict[str, Any] = {"build": _build, "encode": _encode, "started": started, "together": together}
+    searched(run.take(ready), run, kept=kept, resume=resume, **options)
 
 
 def _prepare(source: Source, validation: Source | None, test: Source | None, run: Run) -> Prepared:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tagsmith.model.classifier import Classifier
     from tagsmith.tuning.learner import Part
     from tagsmith.tuning.recipes import Entrant
+    from tagsmith.tuning.search import Together
 
 Build = Callable[[Prepared, Run], "Classifier"]
 Encode = Callable[["Classifier", Prepared], Mapping[str, "Part"]]
@@ -30,7 +31,15 @@ MOST_CUT = 0.05
 
 
 def searched(
-    prepared: Prepared, run: Run, *, build: Build, encode: Encode, started: float, kept: Path, resume: bool
+    prepared: Prepared,
+    run: Run,
+    *,
+    build: Build,
+    encode: Encode,
+    started: float,
+    kept: Path,
+    resume: bool,
+    together: Together | None = None,
 ) -> Searched:
     """What a search decides, or decided before the run was stopped; the run's settings and notes are what it says.
 
@@ -38,11 +47,12 @@ def searched(
         build, encode: the pipeline's own steps, for each backbone in turn.
         started: when reading began (`time.perf_counter`); the budget counts from there.
         kept: where it is kept, for `resume`.
+        together: what tries several candidates at a time.
     """
     if resume and kept.exists():
         found = Searched.read(kept)
     else:
-        found = _search(prepared, run, build=build, encode=encode, started=started)
+        found = _search(prepared, run, build=build, encode=encode, started=started, together=together)
         kept.parent.mkdir(parents=True, exist_ok=True)
         found.write(kept)
     for text in found.notes:
@@ -52,13 +62,15 @@ def searched(
     return found
 
 
-def _search(prepared: Prepared, run: Run, *, build: Build, encode: Encode, started: float) -> Searched:
+def _search(
+    prepared: Prepared, run: Run, *, build: Build, encode: Encode, started: float, together: Together | None
+) -> Searched:
     from tagsmith.tuning.search import Clock, budget_of, search
 
     entrants = _entrants(prepared, run, build=build, encode=encode)
     clock = Clock(budget_of(run.config, entrants), started)
     texts = {name: table.texts for name, table in prepared.splits.items() if name != "test"}
-    found = search(entrants, texts, run.config, clock=clock, listen=run.listen)
+    found = search(entrants, texts, run.config, clock=clock, together=together, listen=run.listen)
     return Searched(
         settings=found.recipe.applied(run.config).model_dump(mode="json"),
         candidates=found.as_dicts(),

@@ -68,11 +68,6 @@ def test_parts_by_chance_are_refused(toy_csv, settings, tmp_path):
         train(toy_csv, config=config, out=tmp_path / "b")
 
 
-def test_standard_input_is_refused(settings, tmp_path):
-    with pytest.raises(SettingError, match="standard input, which only one process can read"):
-        train("-", config=settings(), out=tmp_path / "b")
-
-
 # ---- On a cluster
 
 

@@ -73,7 +73,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class _Task:
-    """What each worker is told: the arguments of the pipeline, and where the command was given."""
+    """What each worker is told: the arguments of the pipeline, where the command was given, and the prepared rows."""
 
     source: Source
     validation: Source | None
@@ -83,6 +83,7 @@ class _Task:
     force: bool
     resume: bool
     folder: str
+    ready: Any
 
 
 def train(
@@ -106,19 +107,23 @@ def train(
         workers: the fewest and the most; see `Workers.of` for the default. Where both are one number a lost machine
             is waited for, else the others go on without it.
 
-    Sources, `out` and the folder of the command lie on storage that all machines share.
+    Rows are prepared on the cluster, candidates of `auto` compete there. `out` lies on storage that all machines share.
     """
     from tagsmith.deployment.bundle import load
     from tagsmith.deployment.manifest import refuse_existing
+    from tagsmith.pipeline import prepare_rows, search_ready
+    from tagsmith.scale.prepare import Cluster, require_hash_splits
+    from tagsmith.scale.tune import SideBySide
     from tagsmith.tuning.checkpoints import drop_checkpoint
 
     require_ray()
     config = config or Config.of(settings_of("fixed"))
-    _require_hash_splits(config)
-    _require_readable(source, validation, test)
+    require_hash_splits(config.data)
     folder = Path(out) if out is not None else default_out(source, resume=resume)
     refuse_existing(folder, force=force)
     with connected(on):
+        import ray
+
         nodes = living()
         require_same_versions(nodes)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,29 +132,17 @@ def train(
         if not resume:
             drop_checkpoint(folder.parent / f"{folder.name}.checkpoint")
         divided = {"shard_states": True, "elastic": plan.fewest < plan.most or config.tuning.elastic}
+        config = config.with_settings({"tuning": divided})
+        hands = Cluster().hands()
+        ready = prepare_rows(source, validation=validation, test=test, config=config, hands=hands, listen=listen)
+        if config.tuning.method == "auto":
+            beside = SideBySide.of(nodes)
+            search_ready(ready, out=folder, config=config, together=beside, resume=resume, listen=listen)
         task = _Task(
-            source, validation, test, folder.absolute(), config.with_settings({"tuning": divided}), force, resume,
-            str(Path.cwd()),
-        )  # fmt: skip
+            source, validation, test, folder.absolute(), config, force, resume, str(Path.cwd()), ray.put(ready)
+        )
         _run(task, plan, stop, listen)
     return load(folder)
-
-
-def _require_hash_splits(config: Config) -> None:
-    if config.data.split != "hash":
-        raise SettingError(
-            f"data.split is '{config.data.split}', but --on ray needs parts that do not depend on how rows lie on "
-            "machines. Expected data.split = hash; give --set data.split=hash, here and for the same training without "
-            "--on."
-        )
-
-
-def _require_readable(*sources: Source | None) -> None:
-    if any(str(source) == "-" for source in sources if isinstance(source, str)):
-        raise SettingError(
-            "The rows come from standard input, which only one process can read. Expected a source that each worker "
-            "can read; write them to a file on storage that all machines share."
-        )
 
 
 # ---- On the machine of the command
@@ -260,6 +253,8 @@ def _work(told: dict[str, Any]) -> None:
             config=task.config,
             force=task.force,
             resume=task.resume or found.groups > 1,
+            ready=ray.get(task.ready),
+            is_searched=True,
             stop=listen.stop,
             listen=listen,
         )

@@ -9,10 +9,10 @@ the clock only drops whole candidates afterwards, and says so (STATISTICS.md 17 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -132,11 +132,12 @@ def search(
     config: Config,
     *,
     clock: Clock,
+    together: Together | None = None,
     listen: Listener = silent,
 ) -> Found:
     """The recipe that reads the judged rows best for the time that is left, to be trained on all rows.
 
-    `texts` are those of each part, for TF-IDF; the test rows are not among them.
+    `texts` are those of each part, for TF-IDF; the test rows are not among them. `together` tries several at a time.
     """
     sample = draw_sample(entrants[0].parts, rows=_rows_for(entrants, clock), seed=config.seed)
     part, began = sample.of(entrants[0].parts), clock.spent
@@ -146,9 +147,10 @@ def search(
     listen(_said(candidates[0]))
     by_pace = sorted(entrants, key=lambda each: each.reference_pass())
     looks = [_Look.at(each, sample, config, listen=listen) for each in by_pace]
-    planned = _planned([look.recipes(config) for look in looks], sample, config, clock)
+    lanes = 1 if together is None else together.lanes
+    planned = _planned([look.recipes(config) for look in looks], sample, config, clock, lanes=lanes)
     listen(Event("tuning", "search", values={"text": _announced(planned, sample, clock, config)}))
-    candidates += _judged(planned, sample, config, clock, listen=listen)
+    candidates += _judged(planned, sample, config, clock, together, listen=listen)
     is_whole = sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth)
     bases = {chosen_of(candidates, is_whole=is_whole, left=clock.left(0.95)), best_of(candidates)}
     few = len(entrants[0].parts["validation"].truth) < FEWEST_ROWS
@@ -198,7 +200,7 @@ class _Planned:
 
 
 def _planned(
-    recipes: Sequence[Sequence[tuple[_Look, Recipe]]], sample: Sample, config: Config, clock: Clock
+    recipes: Sequence[Sequence[tuple[_Look, Recipe]]], sample: Sample, config: Config, clock: Clock, *, lanes: int
 ) -> _Planned:
     """The recipes that will be tried: backbones take turns, the most promising first, as long as there is time for it.
 
@@ -215,11 +217,13 @@ def _planned(
             answering = recipe.answer_seconds(look.entrant, config, rows=len(sample.judged))
             tunings.append((look, recipe))
             costs.append(Cost(learning, answering))
-    ladder = plan_ladder(costs, clock.left(SHARES["trials"]))
+    ladder = plan_ladder(costs, lanes * clock.left(SHARES["trials"]))
     return _Planned(heads, [tunings[i] for i in ladder.entrants], ladder.rungs)
 
 
-def _judged(planned: _Planned, sample: Sample, config: Config, clock: Clock, *, listen: Listener) -> list[Candidate]:
+def _judged(
+    planned: _Planned, sample: Sample, config: Config, clock: Clock, together: Together | None, *, listen: Listener
+) -> list[Candidate]:
     """What the judged rows say of all that was planned; the clock may only drop whole candidates."""
     found = [_candidate(look, recipe, look.judge(recipe, sample, config), config) for look, recipe in planned.heads]
     for candidate in found:
@@ -230,15 +234,53 @@ def _judged(planned: _Planned, sample: Sample, config: Config, clock: Clock, *, 
         ranked = sorted(climbing, key=loss_of)
         found += ranked[rung.entrants :]
         climbing = []
-        for each in ranked[: rung.entrants]:
-            assert each.recipe is not None
-            if clock.left(SHARES["winner"] + 0.05) < 0:
+        trials = [_trial(each, looks, sample, config, rung.share) for each in ranked[: rung.entrants]]
+        for each, verdict in zip(ranked, _verdicts(trials, clock, together), strict=False):
+            if verdict is None:
                 found.append(replace(each, is_dropped=True))
                 continue
-            verdict = looks[each.recipe.backbone].judge(each.recipe, sample, config, share=rung.share)
             climbing.append(replace(each, verdict=verdict, learnt=rung.share))
             listen(_said(climbing[-1]))
     return [*found, *climbing]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe to be tried: on which rows of which backbone, and from what share of them it learns."""
+
+    look: _Look
+    recipe: Recipe
+    sample: Sample
+    config: Config
+    share: float
+
+    def judged(self) -> Judged:
+        """What the judged rows say of it, here and now."""
+        return self.look.judge(self.recipe, self.sample, self.config, share=self.share)
+
+
+class Together(Protocol):
+    """What tries several recipes at a time, on other processors than this one's: `lanes` of them."""
+
+    lanes: int
+
+    def __call__(self, trials: Sequence[Trial]) -> Sequence[Judged]:
+        """What each of them comes to."""
+        ...
+
+
+def _trial(each: Candidate, looks: Mapping[str, _Look], sample: Sample, config: Config, share: float) -> Trial:
+    assert each.recipe is not None
+    return Trial(looks[each.recipe.backbone], each.recipe, sample, config, share)
+
+
+def _verdicts(trials: Sequence[Trial], clock: Clock, together: Together | None) -> Iterator[Judged | None]:
+    """What trials come to, None where there is no time left for one: side by side none is begun then."""
+    if together is not None and clock.left(SHARES["winner"] + 0.05) >= 0:
+        yield from together(trials)
+        return
+    for trial in trials:
+        yield None if clock.left(SHARES["winner"] + 0.05) < 0 else trial.judged()
 
 
 def _least_rows(entrant: Entrant) -> int:
@@ -346,14 +388,19 @@ class _Look:
         own = recipe.applied(config)
         if own.tuning.method == "head":
             return self.probes[int(own.model.layers), own.model.pooling]
+        states, classifier = self.entering(recipe, config), self.entrant.classifier
+        return try_recipe(recipe, classifier, self.part, states, sample, config, epochs=EPOCHS, share=share)
+
+    def entering(self, recipe: Recipe, config: Config) -> dict[int, States]:
+        """The states that enter the first block which a recipe tunes, by its number; none where all blocks learn."""
+        own = recipe.applied(config)
         start = first_tuned_block(own.tuning, int(own.model.layers))
         if start and start not in self.states:
             frozen = FrozenBlocks(
                 self.entrant.classifier.backbone, stop=start, dtype=self.states[max(self.states)].hidden_TD.dtype
             )
             self.states |= listened(states_by_depth(frozen, self.part.tokens, [start]), silent)
-        states, classifier = self.states, self.entrant.classifier
-        return try_recipe(recipe, classifier, self.part, states, sample, config, epochs=EPOCHS, share=share)
+        return {start: self.states[start]} if start else {}
 
     def weights_of(self, layers: int) -> int:
         """Numbers of a classifier of so many blocks."""
