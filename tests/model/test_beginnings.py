@@ -131,3 +131,15 @@ def test_a_model_without_a_causal_mask_shares_nothing(make_folder):
     )
     assert causal.shares_beginnings
     assert not free.shares_beginnings
+
+
+@given(ROWS, st.integers(1, 40))
+def test_as_many_tokens_are_counted_as_trees_have_nodes(texts, budget):
+    tokens = tokens_of(texts)
+    batches = alike(tokens, np.arange(len(texts)), tokens_per_batch=budget, shares=True)
+    trees = [tree_of(tokens.ragged(batch)[0][0], tokens.lengths[batch]) for batch in batches]
+    nodes = [
+        tokens.lengths[batch].sum() if tree is None else len(tree.kept)
+        for tree, batch in zip(trees, batches, strict=True)
+    ]
+    assert computed_tokens(tokens, batches, shares=True) == sum(nodes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -78,10 +79,11 @@ def alike(tokens: Tokens, pieces: np.ndarray, *, tokens_per_batch: int, shares: 
 
 def computed_tokens(tokens: Tokens, batches: list[np.ndarray], *, shares: bool) -> int:
     """Tokens that a pass over such batches computes."""
+    computed = int(sum(tokens.lengths[batch].sum() for batch in batches))
     if not shares:
-        return int(sum(tokens.lengths[batch].sum() for batch in batches))
-    trees = ((tree_of(tokens.ragged(batch)[0][0], tokens.lengths[batch]), batch) for batch in batches)
-    return sum(int(tokens.lengths[batch].sum()) if tree is None else len(tree.kept) for tree, batch in trees)
+        return computed
+    texts = [[tokens.ids[tokens.offsets[piece] : tokens.offsets[piece + 1]] for piece in batch] for batch in batches]
+    return computed - sum(_common(one, other) for own in texts for one, other in pairwise(own))
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:
