@@ -129,8 +129,9 @@ class ModelConfig(Section):
 class TuningConfig(Section):
     """Stage 3: which weights learn, and how."""
 
-    method: Literal["auto", "head", "last_layers", "lora", "full"] = "last_layers"
+    method: Literal["auto", "head", "last_layers", "lora", "full", "contrastive"] = "last_layers"
     """`head` alone, the `last_layers` with final norm and head, `lora` adapters in all blocks, or the `full` LLM;
+    `contrastive` draws texts of one label together, for a few rows of each label, and then fits a head;
     `auto` tries several on several backbones within the budget, and trains the best on all rows."""
     budget: str | None = Field(None, pattern=r"^\d+(\.\d+)?\s*(s|m|h)?$")
     """What `auto` may take from reading to the chosen weights: 90s, 10m, 1h; None is three passes of the largest

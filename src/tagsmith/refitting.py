@@ -73,6 +73,8 @@ def refit(classifier: Classifier, prepared: Prepared, result: Result, run: Run, 
 
 def _epochs(result: Result, config: Config) -> int:
     """The epochs that led to the chosen step, rounded up."""
+    if config.tuning.method == "contrastive":  # no step of it is chosen
+        return config.tuning.epochs
     each = -(-len(result.parts["train"].truth) // config.tuning.batch_size)
     return max(1, math.ceil(result.tuned.best_step / each))
 

@@ -93,7 +93,7 @@ def test_with_less_time_all_learn_from_few_rows_and_the_best_from_more(compete):
     slow = [
         replace(each, step=0.5 / tokens, frozen=1e-9) for each in entrants
     ]  # five seconds for a trial of two blocks
-    found = search(slow, texts, config, clock=Clock(66.0, 0.0, now=lambda: 0.0))
+    found = search(slow, texts, config, clock=Clock(44.0, 0.0, now=lambda: 0.0))
     rungs = found.sample["rungs"]
     assert len(rungs) > 1
     tunings = [each for each in found.candidates if each.kind not in ("tfidf", "head") and each.hybrid == "none"]
@@ -161,6 +161,17 @@ def test_a_hybrid_wins_only_where_it_reads_better_and_a_cascade_where_it_is_no_w
     assert chosen_of([alone, better], is_whole=True, left=1e9) == 1
     assert chosen_of([alone, average, cascade], is_whole=True, left=1e9) == 2
     assert chosen_of([alone, better], is_whole=True, left=1e9, hybrid="none") == 0
+
+
+def test_with_a_few_rows_what_draws_texts_together_wins_unless_they_speak_against_it():
+    loss_H = np.random.default_rng(0).exponential(size=40)
+    luck_H = np.random.default_rng(1).normal(scale=0.5, size=40)
+    together = candidate("together", loss_H, kind="contrastive", weights=9)
+    lucky = candidate("head", loss_H + luck_H - luck_H.mean() - 0.02, kind="head")
+    assert chosen_of([together, lucky], is_whole=True, left=1e9) == 1
+    assert chosen_of([together, lucky], is_whole=True, left=1e9, few=True) == 0
+    better = candidate("head", loss_H - 0.5, kind="head")
+    assert chosen_of([together, better], is_whole=True, left=1e9, few=True) == 1
 
 
 # ---- Recipes

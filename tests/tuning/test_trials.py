@@ -114,3 +114,10 @@ def test_tfidf_is_judged_on_the_same_rows(make_rows, multi_label):
     found = try_lexical(sample.texts({"train": texts}), sample.of({"train": part}), sample, labels=names, seed=0)
     assert found.loss_H.shape == (120,)
     assert found.right_H.mean() > 0.8
+
+
+def test_each_round_has_rows_of_each_label_to_learn_from():
+    truth = np.repeat(np.arange(4), 3)
+    for fit, held in folds_of(np.arange(12), seed=0, truth=truth):
+        assert np.bincount(truth[fit], minlength=4).tolist() == [2, 2, 2, 2]
+        assert np.bincount(truth[held], minlength=4).tolist() == [1, 1, 1, 1]

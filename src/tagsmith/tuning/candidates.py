@@ -11,7 +11,7 @@ import numpy as np
 from tagsmith.config import Config
 from tagsmith.model.hybrid import Hybrid
 from tagsmith.tuning.learner import Part
-from tagsmith.tuning.mixing import KINDS, share_of
+from tagsmith.tuning.mixing import FEWEST_ROWS, KINDS, share_of
 from tagsmith.tuning.recipes import Recipe
 from tagsmith.tuning.trials import Judged, Sample, try_hybrid
 
@@ -109,7 +109,9 @@ def hybrids_of(
     return found
 
 
-def chosen_of(candidates: Sequence[Candidate], *, is_whole: bool, left: float, hybrid: Hybrid | None = None) -> int:
+def chosen_of(
+    candidates: Sequence[Candidate], *, is_whole: bool, left: float, few: bool = False, hybrid: Hybrid | None = None
+) -> int:
     """The cheapest of those that are no worse than the best of them; never TF-IDF alone, which all bundles have beside.
 
     Those that could be trained on all rows for most of their epochs in the seconds that are `left` come first: what
@@ -118,7 +120,9 @@ def chosen_of(candidates: Sequence[Candidate], *, is_whole: bool, left: float, h
     Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged:
     more rows help a tuning more, and one that begins at its probe never ends worse than that.
 
-    `hybrid` is the kind that the user wants, where there is one.
+    `hybrid` is the kind that the user wants, where there is one. With a `few` rows of each label, what draws texts
+    together by label wins unless another is better by more than a standard error: so few rows tell little, and it is
+    known to do well with them.
     """
     judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
     judged = [one for one in judged if one[1].hybrid == hybrid] or judged
@@ -127,11 +131,27 @@ def chosen_of(candidates: Sequence[Candidate], *, is_whole: bool, left: float, h
     judged = [one for one in judged if one[1].kind == "head" or one[1].learnt == highest]
     tunings = [one for one in judged if one[1].kind != "head"]
     judged = judged if is_whole or not tunings else tunings
+    together = [one for one in judged if one[1].kind == "contrastive"]
+    if few and together:
+        first = min((verdict for _, _, verdict in together), key=lambda verdict: verdict.loss)
+        if not any(verdict.is_better(first) for _, _, verdict in judged):
+            judged = together
     best = min((verdict for _, _, verdict in judged), key=lambda verdict: verdict.loss)
     equal = [
         (each.cost, verdict.loss, i) for i, each, verdict in judged if verdict is best or verdict.is_no_worse(best)
     ]
     return min(equal)[2]
+
+
+def how_sure(winner: Candidate) -> list[str]:
+    """How far the choice is to be trusted, where few rows have judged."""
+    assert winner.verdict is not None
+    rows = len(winner.verdict.right_H)
+    if rows >= FEWEST_ROWS:
+        return []
+    told = winner.verdict.as_dict()["accuracy"]
+    text = f"Only {rows} rows judged the candidates: the winner's accuracy lies between {told['low']:.0%} and "
+    return [f"{text}{told['high']:.0%}, and differences of a few points between candidates are luck."]
 
 
 def why_of(candidates: Sequence[Candidate], chosen: int) -> str:
@@ -142,7 +162,9 @@ def why_of(candidates: Sequence[Candidate], chosen: int) -> str:
     judged = [each for each in candidates[1:] if each.verdict is not None]
     best = min(judged, key=loss_of)
     assert best.verdict is not None
-    if best is winner:
+    if winner.kind == "contrastive" and not winner.verdict.is_no_worse(best.verdict):
+        why = "it is known to do well with a few rows of each label, and they do not say otherwise"
+    elif best is winner:
         why = "it read the judged rows best"
     elif best.kind == "head" != winner.kind:
         why = "a tuning gains more from all rows than a head alone does, and begins where that ends"

@@ -147,7 +147,7 @@ def _checkpointing(plan: Plan) -> Smaller:
 def _fewer_blocks(plan: Plan) -> Smaller:
     tuning, prefix = plan.config.tuning, ""
     most = min(tuning.blocks, plan.depth) - 1
-    if tuning.method in ("full", "lora"):
+    if tuning.method in ("full", "lora", "contrastive"):
         most, prefix = plan.depth, "tuning.method = 'last_layers' with "
     for blocks in range(most if tuning.method != "head" else 0, 0, -1):
         smaller = plan.with_settings(method="last_layers", blocks=blocks)

@@ -30,6 +30,7 @@ from tagsmith.model.quantized import quantize
 from tagsmith.model.state_cache import StateCache
 from tagsmith.tuning.averaging import Best
 from tagsmith.tuning.checkpoints import Checkpoint, CheckpointFile, origin_of, pack_optimizer, unpack_optimizer
+from tagsmith.tuning.contrastive import contrast
 from tagsmith.tuning.learner import Learner, Part
 from tagsmith.tuning.losses import held_out_accuracy, held_out_loss
 from tagsmith.tuning.methods import first_tuned_block, trainable
@@ -194,6 +195,8 @@ class Loop:
 
     def _learn_all(self) -> Iterator[Event]:
         """From the start, or where a checkpoint left off, to the weights that remain."""
+        if self.config.tuning.method == "contrastive":
+            yield from self._contrast()
         if not self.step and (self._is_probe or self.config.tuning.start == "probe"):
             yield self._fit_probe()
             yield self._evaluate(epoch=0)  # what tuning has to beat: without a better step the probe remains
@@ -205,6 +208,19 @@ class Loop:
         self.is_finished = True
         if self.file and (self.config.tuning.seeds > 1 or self.ranks.agreed(self._is_due)[0]):
             self._save()
+
+    def _contrast(self) -> Iterator[Event]:
+        """Move the backbone by pairs of texts; it takes seconds, so a run that was stopped begins with it again."""
+        if self.ranks.count > 1:
+            raise SettingError(
+                "tuning.method is 'contrastive', which is for a few rows and one process. Start one, or take another "
+                "method."
+            )
+        weights = [weight for name, weight in self.weights if not name.startswith("head.")]
+        settings = {"dtype": self.dtype, "seed": self.config.seed}
+        pairs = contrast(self.classifier, self.parts["train"], weights, self.optimizer, self.config.tuning, **settings)
+        for step, total, loss in pairs:
+            yield Event("tuning", "contrast", step, total, {"loss": loss})
 
     def _compete(self) -> Iterator[Event]:
         """Let an average of weights take the place of the best step, where it reads the validation rows better."""
@@ -250,7 +266,8 @@ class Loop:
     @property
     def _is_probe(self) -> bool:
         """Whether a linear head alone learns: then its best weights are computed rather than approached in steps."""
-        return self.config.tuning.method == "head" and isinstance(self.classifier.head, LinearHead)
+        method = self.config.tuning.method
+        return method == "contrastive" or (method == "head" and isinstance(self.classifier.head, LinearHead))
 
     def _fit_probe(self) -> Event:
         """Set the head to a probe of what it will see, its penalty chosen by cross-validation (STATISTICS.md 23)."""

@@ -22,7 +22,7 @@ def first_tuned_block(config: TuningConfig, depth: int) -> int | None:
 
     SettingError when more blocks shall learn than there are.
     """
-    if config.method == "full":
+    if config.method in ("full", "contrastive"):
         return None
     if config.method == "head":
         return depth

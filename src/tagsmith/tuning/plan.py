@@ -101,7 +101,7 @@ class Plan:
     def changing(self) -> int:
         """Numbers that are other ones after tuning."""
         match self.config.tuning.method:
-            case "full":
+            case "full" | "contrastive":
                 return self.all_weights
             case "lora":
                 return self.depth * self.weights.adapted + self.weights.head

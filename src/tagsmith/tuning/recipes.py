@@ -21,7 +21,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 FEW_ROWS = 3000
 """With fewer training rows a step is of 16 rows, with more of 32: fewer rows deserve more steps."""
 
-EPOCHS = {"last_layers": 4, "full": 4, "lora": 4, "head": 1}
+EPOCHS = {"last_layers": 4, "full": 4, "lora": 4, "head": 1, "contrastive": 10}
 CHOSEN_BY_AUTO = {("tuning", "method"), ("tuning", "budget"), ("tuning", "hybrid"), ("model", "backbone")}
 
 
@@ -77,6 +77,7 @@ class Recipe:
         rate = f"rate {tuning.learning_rate:g}{'' if tuning.start == 'probe' else ', random head'}"
         did = {
             "head": "a head alone",
+            "contrastive": f"drawn together by label, rate {tuning.learning_rate:g}, then a head",
             "lora": f"adapters of rank {tuning.lora_rank}, {rate}",
             "full": f"everything learns, {rate}",
             "last_layers": f"the last {tuning.blocks} learn, {rate}"
@@ -92,6 +93,7 @@ class Recipe:
         own = self.applied(config)
         if own.tuning.method == "head":
             return 0.0
+        epochs = own.tuning.epochs if own.tuning.method == "contrastive" else epochs  # it is not cut short
         share = rows / len(entrant.parts["train"].truth)
         return epochs * share * entrant.tokens("train") * _above(own) * entrant.step
 
@@ -170,7 +172,12 @@ def recipes_of(entrant: Entrant, config: Config, *, depths: Sequence[int], head:
         return {"model": {"layers": layers, "pooling": pooling}, "tuning": tuning}
 
     found: list[Settings] = []
-    if not classifier.backbone.family.causal:
+    if not classifier.backbone.family.causal and is_few(entrant):
+        few = {"average": "none", "start": "probe", "batch_size": 32, "learning_rate": 1e-4}
+        found.append(tuned(deepest, method="contrastive", **few))
+    if is_few(entrant, most=FEWEST_OF_A_LABEL) and found:
+        pass  # so few rows cannot tell many candidates apart: the fewer there are, the less luck decides
+    elif not classifier.backbone.family.causal:
         found += [
             tuned(depth, method="last_layers", blocks=depth, learning_rate=rate, layer_decay=0.9, start=start)
             for depth, rate, start in (
@@ -198,6 +205,19 @@ def recipes_of(entrant: Entrant, config: Config, *, depths: Sequence[int], head:
         if recipe not in recipes and _is_possible(recipe, config):
             recipes.append(recipe)
     return recipes
+
+
+MOST_OF_A_LABEL = 64
+"""Up to so many training rows of a label, on average, texts are also drawn together by label."""
+
+FEWEST_OF_A_LABEL = 16
+"""Up to so many, that and a head alone are all that an encoder competes with."""
+
+
+def is_few(entrant: Entrant, *, most: int = MOST_OF_A_LABEL) -> bool:
+    """Whether there are at most so many training rows of a label, on average, each with one label."""
+    truth = entrant.parts["train"].truth
+    return truth.ndim == 1 and len(truth) <= most * len(entrant.classifier.labels)
 
 
 def _is_possible(recipe: Recipe, config: Config) -> bool:

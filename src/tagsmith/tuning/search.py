@@ -21,7 +21,16 @@ from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
-from tagsmith.tuning.candidates import Candidate, asked_hybrid, best_of, chosen_of, hybrids_of, loss_of, why_of
+from tagsmith.tuning.candidates import (
+    Candidate,
+    asked_hybrid,
+    best_of,
+    chosen_of,
+    how_sure,
+    hybrids_of,
+    loss_of,
+    why_of,
+)
 from tagsmith.tuning.depth import DepthChoice, Probed, Tried, cut_copy, shortlist
 from tagsmith.tuning.forecast import lasting, pass_seconds, step_seconds
 from tagsmith.tuning.halving import Cost, Rung, plan_ladder
@@ -29,7 +38,16 @@ from tagsmith.tuning.learner import Part
 from tagsmith.tuning.methods import first_tuned_block
 from tagsmith.tuning.mixing import FEWEST_ROWS
 from tagsmith.tuning.plan import plan_of
-from tagsmith.tuning.recipes import Entrant, Recipe, batch_size, gives_depth, pinned, recipes_of
+from tagsmith.tuning.recipes import (
+    FEWEST_OF_A_LABEL,
+    Entrant,
+    Recipe,
+    batch_size,
+    gives_depth,
+    is_few,
+    pinned,
+    recipes_of,
+)
 from tagsmith.tuning.trials import (
     ENOUGH,
     HELD_OUT,
@@ -152,19 +170,20 @@ def search(
     listen(Event("tuning", "search", values={"text": _announced(planned, sample, clock, config)}))
     candidates += _judged(planned, sample, config, clock, together, listen=listen)
     is_whole = sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth)
-    bases = {chosen_of(candidates, is_whole=is_whole, left=clock.left(0.95)), best_of(candidates)}
+    rules: dict[str, Any] = {"is_whole": is_whole, "left": clock.left(0.95), "few": _are_few(entrants)}
+    bases = {chosen_of(candidates, **rules), best_of(candidates)}
     few = len(entrants[0].parts["validation"].truth) < FEWEST_ROWS
     for base in sorted(bases):
         for candidate in hybrids_of(candidates[base], lexical, part, sample, config, beside=beside, few=few):
             candidates.append(candidate)
             listen(_said(candidate))
-    chosen = chosen_of(candidates, is_whole=is_whole, left=clock.left(0.95), hybrid=asked_hybrid(config))
+    chosen = chosen_of(candidates, **rules, hybrid=asked_hybrid(config))
     winner = candidates[chosen]
     assert winner.recipe is not None
     look = next(look for look in looks if look.entrant.name == winner.recipe.backbone)
     reserved = 0.0 if winner.hybrid == "none" else beside
     recipe, fitted = _fitted(winner.recipe, look.entrant, config, clock, reserved=reserved)
-    told = [why_of(candidates, chosen), *fitted]
+    told = [why_of(candidates, chosen), *how_sure(winner), *fitted]
     dropped = sum(each.is_dropped for each in candidates)
     if dropped:
         told.append(f"{dropped} of {planned.count} candidates were dropped: the trials took longer than forecast.")
@@ -173,6 +192,11 @@ def search(
     return Found(
         recipe, tuple(candidates), chosen, look.depths(candidates, sample, config), clock.budget, rows, tuple(told)
     )
+
+
+def _are_few(entrants: Sequence[Entrant]) -> bool:
+    """Whether there are so few rows of each label that what is known of such tables counts more than they do."""
+    return any(is_few(each, most=FEWEST_OF_A_LABEL) for each in entrants)
 
 
 def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> int:
@@ -193,6 +217,8 @@ class _Planned:
     heads: Sequence[tuple[_Look, Recipe]]
     tunings: Sequence[tuple[_Look, Recipe]]
     rungs: Sequence[Rung]
+    until: float
+    """The share of the budget that may be over when the last trial ends."""
 
     @property
     def count(self) -> int:
@@ -206,7 +232,7 @@ def _planned(
 
     The winner must have a chance to end as well; where not one recipe fits, a head alone always does.
     """
-    heads, tunings, costs = [], [], []
+    heads, tunings, costs, dearest = [], [], [], 0.0
     for look, recipe in (pair for turn in zip_longest(*recipes) for pair in turn if pair is not None):
         if recipe.applied(config).tuning.method == "head":
             heads.append((look, recipe))
@@ -217,8 +243,10 @@ def _planned(
             answering = recipe.answer_seconds(look.entrant, config, rows=len(sample.judged))
             tunings.append((look, recipe))
             costs.append(Cost(learning, answering))
-    ladder = plan_ladder(costs, lanes * clock.left(SHARES["trials"]))
-    return _Planned(heads, [tunings[i] for i in ladder.entrants], ladder.rungs)
+            dearest = max(dearest, recipe.seconds(look.entrant, config) * (2.5 if config.tuning.refit else 1.0))
+    until = max(SHARES["trials"], 0.85 - 1.2 * dearest / clock.budget)  # a small table leaves more time for trials
+    ladder = plan_ladder(costs, lanes * clock.left(until))
+    return _Planned(heads, [tunings[i] for i in ladder.entrants], ladder.rungs, until)
 
 
 def _judged(
@@ -235,7 +263,7 @@ def _judged(
         found += ranked[rung.entrants :]
         climbing = []
         trials = [_trial(each, looks, sample, config, rung.share) for each in ranked[: rung.entrants]]
-        for each, verdict in zip(ranked, _verdicts(trials, clock, together), strict=False):
+        for each, verdict in zip(ranked, _verdicts(trials, clock, together, until=planned.until + 0.1), strict=False):
             if verdict is None:
                 found.append(replace(each, is_dropped=True))
                 continue
@@ -274,13 +302,15 @@ def _trial(each: Candidate, looks: Mapping[str, _Look], sample: Sample, config: 
     return Trial(looks[each.recipe.backbone], each.recipe, sample, config, share)
 
 
-def _verdicts(trials: Sequence[Trial], clock: Clock, together: Together | None) -> Iterator[Judged | None]:
-    """What trials come to, None where there is no time left for one: side by side none is begun then."""
-    if together is not None and clock.left(SHARES["winner"] + 0.05) >= 0:
+def _verdicts(
+    trials: Sequence[Trial], clock: Clock, together: Together | None, *, until: float
+) -> Iterator[Judged | None]:
+    """What trials come to, None for those that would begin when the share `until` of the budget is over."""
+    if together is not None and clock.left(until) >= 0:
         yield from together(trials)
         return
     for trial in trials:
-        yield None if clock.left(SHARES["winner"] + 0.05) < 0 else trial.judged()
+        yield None if clock.left(until) < 0 else trial.judged()
 
 
 def _least_rows(entrant: Entrant) -> int:

@@ -106,7 +106,8 @@ def draw_sample(parts: Mapping[str, Part], *, rows: int, seed: int) -> Sample:
         return Sample(chosen, ((np.arange(len(fit)), np.arange(len(fit), count)),))
     chosen = {"train": np.sort(order[:rows]), **{name: np.arange(count) for name, count in held.items()}}
     groups = np.concatenate([_groups(parts[name])[own] for name, own in chosen.items()])
-    return Sample(chosen, folds_of(groups, seed=seed))
+    truth = np.concatenate([parts[name].truth[own] for name, own in chosen.items()])
+    return Sample(chosen, folds_of(groups, seed=seed, truth=truth))
 
 
 def _by_group(part: Part, random: np.random.Generator) -> np.ndarray:
@@ -123,10 +124,21 @@ def _some(count: int, most: int, random: np.random.Generator) -> np.ndarray:
     return np.sort(random.choice(count, size=most, replace=False)) if count > most else np.arange(count)
 
 
-def folds_of(groups: np.ndarray, *, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Three rounds in which each row is judged once; rows of a group are never on both sides."""
-    known, group_N = np.unique(groups, return_inverse=True)
-    fold_G = np.random.default_rng([seed, 6]).permutation(len(known)) % FOLDS
+def folds_of(
+    groups: np.ndarray, *, seed: int, truth: np.ndarray | None = None
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Three rounds in which each row is judged once; rows of a group are never on both sides.
+
+    Groups are dealt out label by label where `truth` is given: a round that lacks rows of a label would judge what it
+    could not learn.
+    """
+    known, first_G, group_N = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.random.default_rng([seed, 6]).permutation(len(known))
+    if truth is not None:
+        label_G = (truth.argmax(axis=1) if truth.ndim == 2 else truth)[first_G]
+        order = order[np.argsort(label_G[order], kind="stable")]
+    fold_G = np.empty(len(known), dtype=np.int64)
+    fold_G[order] = np.arange(len(known)) % FOLDS
     fold_N = fold_G[group_N]
     return tuple((np.flatnonzero(fold_N != i), np.flatnonzero(fold_N == i)) for i in range(FOLDS))
 
@@ -149,6 +161,11 @@ class Judged:
         lost_H = self.loss_H - other.loss_H
         error = lost_H.std(ddof=1) / np.sqrt(len(lost_H)) if len(lost_H) > 1 else 0.0
         return bool(lost_H.mean() <= 0.5 * error and 100 * (other.right_H.mean() - self.right_H.mean()) <= 0.3)
+
+    def is_better(self, other: Judged) -> bool:
+        """Whether its paired losses are lower by more than their standard error."""
+        won_H = other.loss_H - self.loss_H
+        return bool(len(won_H) > 1 and won_H.mean() > won_H.std(ddof=1) / np.sqrt(len(won_H)))
 
     def as_dict(self) -> dict[str, Any]:
         """`n`, and loss and accuracy with 95 % intervals from the spread of rows."""
@@ -225,10 +242,17 @@ def try_recipe(
 
     With a `share` it learns from fewer rows, the same ones in each recipe, and is judged on all as ever.
     """
-    short = {"epochs": epochs, "evaluations_per_epoch": 1, "patience": 99, "average": "none", "cache_gib": 0}
-    own = recipe.with_tuning(**short, seeds=1, start="probe" if config.model.head == "linear" else "random").applied(
-        config
-    )
+    short: dict[str, Any] = {
+        "epochs": epochs,
+        "evaluations_per_epoch": 1,
+        "patience": 99,
+        "average": "none",
+        "cache_gib": 0,
+    }
+    short |= {"seeds": 1, "start": "probe" if config.model.head == "linear" else "random"}
+    if recipe.applied(config).tuning.method == "contrastive":
+        del short["epochs"]
+    own = recipe.with_tuning(**short).applied(config)
     layers, found = int(own.model.layers), []
     start = first_tuned_block(own.tuning, layers)
     for fit, held in sample.of_share(share, seed=config.seed):
