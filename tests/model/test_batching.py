@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagsmith.data.batching import Work, length_sorted, packed, training_steps, work_of
+from tagsmith.data.batching import Work, evenly_sorted, length_sorted, packed, training_steps, work_of
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=200).map(lambda values: np.array(values, dtype=np.int64))
 
@@ -13,6 +13,22 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, budget):
     batches = length_sorted(lengths, tokens_per_batch=budget)
     assert sorted(int(row) for rows in batches for row in rows) == list(range(len(lengths)))
     assert all(len(rows) == 1 or len(rows) * lengths[rows].max(initial=1) <= budget for rows in batches)
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 2000))
+def test_even_batches_hold_every_row_once_within_the_budget(lengths, budget):
+    batches = evenly_sorted(lengths, tokens_per_batch=budget)
+    assert [int(row) for rows in batches for row in rows] == np.argsort(-lengths, kind="stable").tolist()
+    assert all(len(rows) == 1 or len(rows) * lengths[rows].max(initial=1) <= budget for rows in batches)
+    few = len(length_sorted(lengths, tokens_per_batch=budget))
+    assert few <= len(batches) <= max(few, 1 << max(0, few - 1).bit_length())
+
+
+def test_no_core_is_left_with_a_sliver():
+    lengths = np.full(32, 25)
+    assert [len(rows) for rows in length_sorted(lengths, tokens_per_batch=512)] == [20, 12]
+    assert [len(rows) for rows in evenly_sorted(lengths, tokens_per_batch=512)] == [16, 16]
+    assert [len(rows) for rows in evenly_sorted(np.full(60, 25), tokens_per_batch=512)] == [15, 15, 15, 15]
 
 
 @given(lengths=LENGTHS, rows_per_step=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 9))

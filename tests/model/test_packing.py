@@ -2,9 +2,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from tagsmith.config import ModelConfig
+from tagsmith.labels import Labels
+from tagsmith.model.classifier import Scorer, build
 from tagsmith.model.packing import PackedNorm, inference_copy, keep_few_kernels
 
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -35,6 +39,23 @@ def test_what_the_environment_says_of_kernels_is_left_alone(monkeypatch):
     monkeypatch.delenv(NAMES[1], raising=False)
     keep_few_kernels()
     assert [os.environ[name] for name in NAMES] == ["7", "128"]
+
+
+def test_an_answer_is_the_same_on_one_core_and_on_two_but_for_rounding(make_folder):
+    classifier = build(
+        make_folder("llama"), ModelConfig(max_tokens=48), labels=Labels.of(["a", "b"]), layers=None, seed=0
+    )
+    scorer, found = Scorer(classifier, tokens_per_batch=16), []
+    texts = classifier.encoder.encode(["lovely room " * n for n in range(1, 7)])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            alone = [scorer.logits(texts.of_texts(np.array([row]))) for row in range(6)]
+            found.append(np.concatenate([*alone, scorer.logits(texts)]))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6, rtol=0)
 
 
 def test_many_shapes_of_batches_take_no_more_memory_than_a_few():

@@ -8,11 +8,33 @@ from dataclasses import dataclass
 import numpy as np
 
 STEPS_PER_MEGA_BATCH = 50
+MOST_EVENED = 16
 
 
 def length_sorted(lengths: np.ndarray, *, tokens_per_batch: int) -> list[np.ndarray]:
     """Batches of row indices, longest first, each a rectangle of at most `tokens_per_batch` (or one row)."""
     return packed(np.argsort(-lengths, kind="stable"), lengths, tokens_per_batch=tokens_per_batch)
+
+
+def evenly_sorted(lengths: np.ndarray, *, tokens_per_batch: int) -> list[np.ndarray]:
+    """As `length_sorted`; where that makes a few batches they are of like size, and 2, 4, 8 or 16 in number at most.
+
+    Cut at the budget, the second of two batches may be a sliver, for which one core works while the other rests. What
+    is cut depends on the lengths alone and not on the number of cores, nor do the answers.
+    """
+    batches = length_sorted(lengths, tokens_per_batch=tokens_per_batch)
+    wanted = 1 << max(0, len(batches) - 1).bit_length()
+    if not 1 < len(batches) <= wanted <= MOST_EVENED:
+        return batches
+    low, high = 1, tokens_per_batch
+    while low < high:
+        budget = (low + high) // 2
+        found = length_sorted(lengths, tokens_per_batch=budget)
+        if len(found) > wanted:
+            low = budget + 1
+        else:
+            high, batches = budget, found
+    return batches
 
 
 def packed(rows: np.ndarray, lengths: np.ndarray, *, tokens_per_batch: int) -> list[np.ndarray]:

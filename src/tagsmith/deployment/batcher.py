@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 J = TypeVar("J")
@@ -108,8 +108,10 @@ class Batcher(Generic[J]):
         self._busy = True
         return batch
 
-    def finished(self) -> None:
-        """The batch that was out has come back."""
+    def finished(self, *, batch_tokens: int | None = None) -> None:
+        """The batch that was out has come back; the next ones may hold so many tokens (None: as many as before)."""
+        if batch_tokens is not None:
+            self.bounds = replace(self.bounds, batch_tokens=batch_tokens)
         self._busy = False
         self._ended = self._clock()
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -24,6 +25,7 @@ from tagsmith.data.encoding import Tokens
 from tagsmith.deployment.engine import Engine, open_engine
 from tagsmith.deployment.frames import Frame, FrameError, pack, read
 from tagsmith.deployment.manifest import MANIFEST, verify
+from tagsmith.deployment.pace import Cost
 from tagsmith.deployment.recipe import read_settings
 from tagsmith.errors import BundleError, TagsmithError
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         engine = _open(chosen.folder, chosen.engine, threads=chosen.threads, digest=chosen.digest)
         description = _describe(chosen.folder, engine)
-        _warm_up(engine, description["max_tokens"])
+        description["cost"] = asdict(_warm_up(engine, description["max_tokens"]))
         check_probes(chosen.folder, engine)
     except TagsmithError as error:
         send(Frame("refused", values={"message": str(error), "kind": type(error).__name__}))
@@ -188,11 +190,21 @@ def _unknown_id(folder: Path) -> int | None:
     return vocabulary.get(unknown) if isinstance(vocabulary, dict) and isinstance(unknown, str) else None
 
 
-def _warm_up(engine: Engine, max_tokens: int | None) -> None:
-    """Answer texts of several lengths, so that the first users do not wait for kernels and pages."""
-    for words in _WARM_UP:
-        if max_tokens is None or words <= max_tokens:
-            engine.probabilities_of(engine.logits_of(engine.encode([("word " * words).strip()] * 4)))
+def _warm_up(engine: Engine, max_tokens: int | None) -> Cost:
+    """Answer texts of several lengths, so that the first users wait for no kernels and pages; and what that took."""
+    sizes = [words for words in _WARM_UP if max_tokens is None or words <= max_tokens]
+    taken = [_timed(engine, [f"{i} {'word ' * words}".strip() for i in range(4)]) for words in sizes]
+    return Cost.of(taken[0], taken[-1])
+
+
+def _timed(engine: Engine, texts: Sequence[str]) -> tuple[int, float]:
+    """How many tokens texts have, and in how many seconds they were computed once that was familiar."""
+    tokens, seconds = engine.encode(texts), []
+    for _ in range(2):
+        start = time.perf_counter()
+        engine.probabilities_of(engine.logits_of(tokens))
+        seconds.append(time.perf_counter() - start)
+    return int(tokens.offsets[-1]), min(seconds)
 
 
 def check_probes(folder: Path, engine: Engine) -> None:

@@ -30,16 +30,17 @@ from tagsmith.deployment.classifying import (
 from tagsmith.deployment.frames import Frame
 from tagsmith.deployment.limits import Limits
 from tagsmith.deployment.metrics import Metrics
+from tagsmith.deployment.pace import Cost, Pace
 from tagsmith.deployment.problems import Problem, engine_lost, not_ready
 from tagsmith.deployment.supervisor import EngineFailed, EngineLost, Launch, Supervisor
 
 _log = logging.getLogger("tagsmith.serve")
 
-_FORGETTING = 0.3
-"""Weight of the newest batch in the rate by which waiting times are told."""
-
 _MOST_OF_TIME = 0.25
 """Share of a request's time that the queue before it may take: who would only wait for a 504 is told 429 at once."""
+
+_BATCH_OF_TIME = 1 / 30
+"""Share of the server's time limit that one batch may take, so that on a slow machine none is in the way for long."""
 
 
 @dataclass(eq=False)
@@ -70,7 +71,7 @@ class LiveModel:
         self._unused.set()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._tokens_per_s = 0.0
+        self._pace: Pace
         self._restarts = 0
 
     async def open(self) -> None:
@@ -88,6 +89,8 @@ class LiveModel:
             queue_tokens=self.limits.queue_tokens,
         )
         self._batcher = Batcher(bounds, clock=time.monotonic)
+        cost = Cost(**description["cost"])
+        self._pace = Pace(cost, batch_tokens=self.limits.batch_tokens, clock=time.monotonic)
 
     @property
     def ready(self) -> bool:
@@ -132,14 +135,14 @@ class LiveModel:
 
     async def _answer(self, question: Question, deadline: float) -> Answers:
         spent = Spent()
+        self._refuse_wait(deadline)
         tokens = await self._encode(question, spent)
         sizes = tokens.sizes
         for place in np.flatnonzero(sizes == 0):
             raise empty(int(place))
         if not question.truncate and tokens.truncated.any():
             raise too_long(int(np.flatnonzero(tokens.truncated)[0]), self.about)
-        if self._wait_s() > _MOST_OF_TIME * (deadline - time.monotonic()):
-            raise self._queue_full()
+        self._refuse_wait(deadline)  # once more: others came while this was encoded
         found = await self._compute(tokens, sizes, deadline, spent)
         results = tuple(
             self._result(place, probs_C, logits_C, tokens=int(sizes[place]), truncated=bool(tokens.truncated[place]))
@@ -221,11 +224,10 @@ class LiveModel:
 
     async def _run(self, batch: list[Waiting[_Job]]) -> None:
         """Have one batch computed, and give each text its numbers."""
-        start = time.monotonic()
         tokens = _joined([waiting.job.tokens for waiting in batch])
-        self._count_batch(batch, tokens, start)
+        self._pace.began(int(tokens.offsets[-1]))
         failure: BaseException | None = None
-        reply = Frame("none")
+        reply, start = Frame("none"), time.monotonic()
         try:
             arrays = {"ids": tokens.ids, "offsets": tokens.offsets, "rows": tokens.rows, "truncated": tokens.truncated}
             reply = await self.supervisor.ask("score", {}, arrays)
@@ -233,10 +235,11 @@ class LiveModel:
             failure = _failed(error)
         except EngineLost as error:
             failure = error
-        self._batcher.finished()
+        self._pace.ended(whole=failure is None)
+        self._batcher.finished(batch_tokens=self._pace.tokens_within(_BATCH_OF_TIME * self.limits.timeout_s))
         self._pump()  # the engine first: what follows is the server's own work
+        self._count_batch(batch, tokens, start)
         if failure is None:
-            self._learn_rate(int(tokens.offsets[-1]), time.monotonic() - start)
             self.metrics.inference_seconds.observe(float(reply.values["inference_s"]))
         for row, waiting in enumerate(batch):
             answer = waiting.job.answer
@@ -263,15 +266,14 @@ class LiveModel:
             retry_after_s=max(1, min(60, math.ceil(self._wait_s()))),
         )
 
-    def _wait_s(self) -> float:
-        """How long the queue will take, as far as that is known."""
-        return self._batcher.tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+    def _refuse_wait(self, deadline: float) -> None:
+        """Problem with 429 for a request that would wait for too much of its time."""
+        if self._wait_s() > _MOST_OF_TIME * (deadline - time.monotonic()):
+            raise self._queue_full()
 
-    def _learn_rate(self, tokens: int, seconds: float) -> None:
-        """Learn how fast the engine is when it is in demand: a small batch says only that it is at least so fast."""
-        rate = tokens / max(seconds, 1e-6)
-        if not self._tokens_per_s or rate > self._tokens_per_s or 4 * tokens >= self.limits.batch_tokens:
-            self._tokens_per_s += (rate - self._tokens_per_s) * (_FORGETTING if self._tokens_per_s else 1.0)
+    def _wait_s(self) -> float:
+        """How long the queue will take."""
+        return self._pace.wait_s(self._batcher.tokens)
 
     def _engine_changed(self) -> None:
         came_back = self.supervisor.restarts - self._restarts

@@ -6,6 +6,7 @@ Axes: N texts, B texts of a batch, L positions, D width, C labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tagsmith.config import ModelConfig
-from tagsmith.data.batching import length_sorted
+from tagsmith.data.batching import evenly_sorted, length_sorted
 from tagsmith.data.encoding import Encoder, Tokens, mean_of_pieces
 from tagsmith.errors import SettingError
 from tagsmith.labels import Labels
@@ -93,13 +94,18 @@ class Scorer:
         return FrozenBlocks(self.classifier.backbone, stop=stop, dtype=self.dtype, blocks=self.blocks)
 
     def logits(self, tokens: Tokens) -> np.ndarray:
-        """Logits `(N, C)` float32; NaN for a text of no tokens. Equal texts are computed once."""
+        """Logits `(N, C)` float32; NaN for a text of no tokens. Equal texts are computed once.
+
+        Where half of the cores would rest, batches are computed one by one by all threads: a text of 25 tokens took
+        24 ms on two and 32 ms on one.
+        """
         firsts, twins = tokens.distinct()
         lengths, device = tokens.lengths[firsts], device_of(self.classifier)
         answerable, most = np.flatnonzero(lengths), tokens_at_once(self.tokens_per_batch, device)
-        batches = [answerable[places] for places in length_sorted(lengths[answerable], tokens_per_batch=most)]
+        batches = [answerable[places] for places in evenly_sorted(lengths[answerable], tokens_per_batch=most)]
         logits_MC = np.full((len(firsts), len(self.classifier.labels)), np.nan, dtype=np.float32)
-        computed = side_by_side(lambda places: self._batch(tokens, firsts[places]), batches, device=device)
+        run = partial(side_by_side, device=device) if 2 * len(batches) > torch.get_num_threads() else map
+        computed = run(lambda places: self._batch(tokens, firsts[places]), batches)
         for places, logits_BC in zip(batches, computed, strict=True):
             logits_MC[places] = logits_BC.cpu().numpy()
         return mean_of_pieces(logits_MC[twins], tokens.rows, texts=len(tokens))
