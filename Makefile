@@ -41,14 +41,27 @@ bench: $(VENV)/.installed-dev
 bench-quality: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quality.py --write docs/benchmarks/quality.md
 
-bench-serving: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/serving.py compare $(BUNDLE)
-	$(BIN)/python benchmarks/serving.py calm $(BUNDLE)
-	$(BIN)/python benchmarks/serving.py overload $(BUNDLE) --minutes 10
-	$(BIN)/python benchmarks/serving.py soak $(BUNDLE) --minutes 30
-	$(BIN)/python benchmarks/serving_lives.py $(BUNDLE) --signals 50 --kills 50 --reloads 100 --flips 1000 --cuts 100 \
+# BUNDLE: SmolLM2 cut to 16 blocks. FAST: its export to the fastest engine that passed its gate. TINY: a tiny bundle for
+# the faults. Parts can be run one by one: PARTS="calm overload".
+PARTS ?= compare calm overload soak faults
+FAST ?= $(BUNDLE)
+TINY ?= $(BUNDLE)
+SERVING := $(BIN)/python benchmarks/serving.py
+bench-serving: $(VENV)/.installed-dev $(addprefix .serving-,$(PARTS))
+	$(SERVING) write docs/benchmarks/serving.md
+
+.PHONY: .serving-compare .serving-calm .serving-overload .serving-soak .serving-faults
+.serving-compare:
+	$(SERVING) compare $(FAST) --weights $(BUNDLE) --rounds 3 --seconds 10
+.serving-calm:
+	$(SERVING) calm $(FAST)
+.serving-overload:
+	$(SERVING) overload $(FAST) --minutes 10
+.serving-soak:
+	$(SERVING) soak $(FAST) --minutes 30
+.serving-faults:
+	$(BIN)/python benchmarks/serving_lives.py $(TINY) --signals 50 --kills 50 --reloads 100 --flips 1000 --cuts 100 \
 	  --cases 10000 --bodies 100000 --compositions 10000
-	$(BIN)/python benchmarks/serving.py write docs/benchmarks/serving.md
 
 bench-speed: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/speed.py --large --write docs/benchmarks/speed.md

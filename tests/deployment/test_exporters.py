@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -348,6 +349,34 @@ def test_what_keeps_an_engine_from_answering_is_told(onnx_bundle, llama_bundle, 
     assert why("torch-bf16", **refused) == "it did not pass its gate: it is Tuesday"
     monkeypatch.setattr(choosing, "has_bf16", lambda: False)
     assert why("torch-bf16", **{"torch-bf16": {"passed": True}}) == "this processor has no bf16"
+
+
+def test_what_was_proven_of_silence_in_fp32_keeps_fewer_bits_out_until_an_export_compared_all(
+    llama_bundle, monkeypatch
+):
+    monkeypatch.setattr(choosing, "has_bf16", lambda: True)
+    settings = json.loads((llama_bundle / "tagsmith.json").read_text())
+    settings["abstention"] = {"sureties": [0.5, 0.5, 0.5], "certificate": {}, "engine": "torch-fp32"}
+
+    def why(**gate):
+        return choosing.why_not("torch-bf16", llama_bundle, {**settings, "engines": {"torch-bf16": gate}})
+
+    assert re.search("was proven for torch-fp32; an export compares both", why(passed=True))
+    assert why(passed=True, keeps_silence=True) == ""
+    assert choosing.why_not("torch-fp32", llama_bundle, settings) == ""
+
+
+def test_a_proof_holds_for_fewer_bits_where_every_calibration_row_is_answered_as_before(onnx_bundle):
+    alike = onnx_bundle.parity["onnxruntime"]
+    about = {"abstention": {"sureties": [0.5, 0.5, 0.5]}}
+    assert exporters._unproven("torch-bf16", about, alike, None) == []
+    assert exporters._unproven("torch-bf16", {}, replace(alike, agreement=0.5), None) == []
+    assert exporters._unproven("onnxruntime", about, replace(alike, agreement=0.5), None) == []
+    one_off = replace(alike, agreement=1 - 1 / alike.n)
+    assert exporters._unproven("torch-bf16", about, one_off, None) == [
+        f"its silence was proven for answers in fp32, and 1 of {alike.n} rows differ"
+    ]
+    assert "leave --rows out" in exporters._unproven("torch-bf16", about, alike, "other.csv")[0]
 
 
 def test_an_engine_that_may_not_answer_is_refused_by_name(llama_bundle):

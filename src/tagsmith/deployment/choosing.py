@@ -86,6 +86,12 @@ def why_not(name: str, folder: Path, settings: Mapping[str, Any], device: str = 
         return f"no gate was passed for it; see tagsmith export --to {_EXPORTS[name]}"
     if gate is not None and not gate["passed"]:
         return f"it did not pass its gate: {'; '.join(gate['refused'])}"
+    if name in LOSSY and settings.get("abstention") and not gate.get("keeps_silence"):
+        proven_for = settings["abstention"].get("engine", "torch-fp32")
+        return (
+            f"what is proven of the answers that are given, and of the silence, was proven for {proven_for}; an export "
+            f"compares both on all held-out rows (tagsmith export --to {_EXPORTS[name]})"
+        )
     if name.endswith("bf16") and not has_bf16():
         return "this processor has no bf16"
     return ""

@@ -48,6 +48,7 @@ class About:
     digest: str
     unknown_id: int | None = None
     sureties: tuple[float, ...] | None = None
+    proof: Mapping[str, Any] | None = None
 
     @property
     def version(self) -> str:
@@ -69,6 +70,7 @@ class About:
             pairs=description["pairs"],
             digest=description["digest"],
             unknown_id=description["unknown_id"],
+            proof=description.get("proof"),
             sureties=None if sureties is None else tuple(np.inf if each is None else each for each in sureties),
         )
 

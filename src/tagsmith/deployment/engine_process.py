@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tagsmith.data.encoding import Tokens
+from tagsmith.deployment.choosing import LOSSY
 from tagsmith.deployment.engine import Engine, open_engine
 from tagsmith.deployment.frames import Frame, FrameError, pack, read
 from tagsmith.deployment.manifest import MANIFEST, verify
@@ -171,6 +172,7 @@ def _describe(folder: Path, engine: Engine) -> dict[str, Any]:
         "multi_label": engine.labels.multi_label,
         "thresholds": None if thresholds is None else [float(each) for each in thresholds],
         "sureties": None if sureties is None else [float(each) if each < np.inf else None for each in sureties],
+        "proof": _proof(settings, engine),
         "max_tokens": engine.max_tokens,
         "long_texts": str(model.get("long_texts", "head")),
         "pairs": bool(model.get("pairs")),
@@ -178,6 +180,21 @@ def _describe(folder: Path, engine: Engine) -> dict[str, Any]:
         "unknown_id": _unknown_id(folder),
         "settings": settings.get("config", {}).get("deployment", {}),
     }
+
+
+def _proof(settings: Mapping[str, Any], engine: Engine) -> dict[str, Any] | None:
+    """What is proven of the answers that are given, and why it holds for this engine; None where nothing is."""
+    about = settings.get("abstention")
+    if about is None or engine.sureties is None:
+        return None
+    proven_for = about.get("engine", "torch-fp32")
+    if engine.name == proven_for:
+        holds = "proven for this engine"
+    elif engine.name in LOSSY:
+        holds = "this engine answered, or kept silent, as that one on all held-out rows"
+    else:
+        holds = "this engine's probabilities are those of that one within 1e-4"
+    return {"proven_for": proven_for, "holds": holds, **(about.get("certificate") or {})}
 
 
 def _unknown_id(folder: Path) -> int | None:

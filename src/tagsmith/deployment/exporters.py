@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tagsmith.data.cleaning import clean_texts
+from tagsmith.deployment.choosing import LOSSY
 from tagsmith.deployment.engine import Engine, open_engine, probabilities
 from tagsmith.deployment.held_out import HeldOut, held_out_rows
 from tagsmith.deployment.hugging_face import fill_hugging_face, pipeline_probabilities, require_expressible
@@ -124,8 +125,22 @@ def _judge(
             found.parity[name] = _beside_pipeline(aside, settings, reference, held_out)
         else:
             found.parity[name] = compare(find("engine", name)(aside, settings), reference, held_out)
-        found.refusals[name] = tuple(gate(found.parity[name]))
+        found.refusals[name] = (*gate(found.parity[name]), *_unproven(name, settings, found.parity[name], rows))
     return found
+
+
+def _unproven(name: str, settings: Mapping[str, Any], found: Parity, rows: str | None) -> list[str]:
+    """Why what was proven of a bundle's silence does not hold for an engine of fewer bits; empty where it does.
+
+    The proof counts answers and errors among the calibration rows. Where each of them is answered, or not, as before,
+    the counts are the same, and so is the proof; one row that is not, and there is none.
+    """
+    if name not in LOSSY or not settings.get("abstention"):
+        return []
+    changed = round((1 - found.agreement) * found.n)
+    if rows is not None or found.agreement_low is None:
+        return ["its silence was proven on the calibration rows, which must be compared: leave --rows out"]
+    return [f"its silence was proven for answers in fp32, and {changed} of {found.n} rows differ"] if changed else []
 
 
 def _beside_pipeline(aside: Path, settings: Mapping[str, Any], reference: Engine, held_out: HeldOut) -> Parity:
@@ -153,6 +168,7 @@ def _note(aside: Path, settings: Mapping[str, Any], found: _Judged) -> None:
     """Which engines may answer, and the numbers for it, in the recipe and in the card."""
     engines = {
         name: {"passed": not found.refusals[name], "refused": list(found.refusals[name]), **parity.as_dict()}
+        | ({"keeps_silence": not found.refusals[name]} if name in LOSSY and settings.get("abstention") else {})
         for name, parity in found.parity.items()
     }
     if engines and (aside / SETTINGS).is_file():

@@ -74,6 +74,7 @@ def _told(model: LiveModel) -> dict[str, Any]:
         "labels": list(about.labels),
         "multi_label": about.multi_label,
         "thresholds": None if about.thresholds is None else list(about.thresholds),
+        "abstention": about.proof,
         "pairs": about.pairs,
         "max_tokens": about.max_tokens,
         "long_texts": about.long_texts,
