@@ -86,7 +86,7 @@ def why_not(name: str, folder: Path, settings: Mapping[str, Any], device: str = 
         return f"no gate was passed for it; see tagsmith export --to {_EXPORTS[name]}"
     if gate is not None and not gate["passed"]:
         return f"it did not pass its gate: {'; '.join(gate['refused'])}"
-    if name in LOSSY and settings.get("abstention") and not gate.get("keeps_silence"):
+    if name in LOSSY and settings.get("abstention") and not (gate or {}).get("keeps_silence"):
         proven_for = settings["abstention"].get("engine", "torch-fp32")
         return (
             f"what is proven of the answers that are given, and of the silence, was proven for {proven_for}; an export "

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tagsmith.deployment.limits import HEADERS_S, MOST_HEADER_BYTES
 
-_LAST_WORDS_S = 0.25
+_LAST_WORDS_S = 1.0
 """A connection that was just made brings its request within this time; closed at once, its client would see a reset."""
 
 
