@@ -68,6 +68,21 @@ def test_parts_by_chance_are_refused(toy_csv, settings, tmp_path):
         train(toy_csv, config=config, out=tmp_path / "b")
 
 
+def test_workers_that_are_lost_again_and_again_are_told_in_one_paragraph(tmp_path):
+    from ray.exceptions import OutOfMemoryError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from tagsmith.scale.train import _failed
+
+    error = WorkerGroupError("pages of it", {1: OutOfMemoryError("Task was killed due to the node running low.\nMore")})
+    told = _failed(error, tmp_path / "b")
+    assert isinstance(told, ResourceError)
+    assert "lost 4 times" in str(told)
+    assert "worker 1: Task was killed due to the node running low." in str(told)
+    assert "--resume" in str(told)
+    assert "\n" not in str(told)
+
+
 # ---- On a cluster
 
 

@@ -184,7 +184,7 @@ def _run(task: _Task, plan: Workers, stop: Callable[[], bool], listen: Listener)
         ray.kill(box)
         shutil.rmtree(storage, ignore_errors=True)
     if ended[0] is not None:
-        raise _failed(ended[0], task) from ended[0]
+        raise _failed(ended[0], task.out) from ended[0]
 
 
 def _trainer(task: _Task, plan: Workers, box: Any, storage: Path) -> Any:
@@ -207,7 +207,7 @@ def _trainer(task: _Task, plan: Workers, box: Any, storage: Path) -> Any:
     )
 
 
-def _failed(error: BaseException, task: _Task) -> Exception:
+def _failed(error: BaseException, out: Path) -> Exception:
     """What is told of workers that were lost again and again."""
     from ray.train import TrainingFailedError
 
@@ -218,7 +218,7 @@ def _failed(error: BaseException, task: _Task) -> Exception:
     return ResourceError(
         f"Workers were lost {FAILURES + 1} times, and training was given up: {told or first_line(error)} Expected "
         "machines that stay, with enough memory; lower tuning.tokens_per_batch, or take tuning.gradient_checkpointing, "
-        f"if memory ran out. What was learnt until the last checkpoint lies beside '{task.out}': go on with --resume."
+        f"if memory ran out. What was learnt until the last checkpoint lies beside '{out}': go on with --resume."
     )
 
 
