@@ -347,3 +347,15 @@ def test_a_page_is_never_wider_than_its_window(browser, tmp_path, width):
     opened(browser, tmp_path, draw_page(plain, RUN, PageTexts()))
     wide, inner = browser.run("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert wide <= inner
+
+
+def test_scores_at_the_shares_that_come_stand_beside_those_of_the_test():
+    plain = report(asked=Asked(prior=np.array([0.8, 0.1, 0.1])), names=["<b>usual</b>", "rare", "other"])
+    page = draw(plain, RUN, [])
+    shown = page[page.index('id="at-prior"') :]
+    shown = shown[: shown.index("</section>")].replace("\N{NO-BREAK SPACE}", " ")
+    assert "80.0 %" in shown
+    assert f"{100 * plain['at_prior']['accuracy']['value']:.1f} %" in shown
+    assert f"{100 * plain['at_prior']['per_label'][1]['precision']['value']:.1f} %" in shown
+    assert "<b>usual" not in shown
+    assert 'id="at-prior"' not in draw(report(), RUN, [])

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-
-class Keys(BaseModel):
-    """A set of keys, and no others."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class Measure(Keys):
-    """A measured value with its 95 % interval; None where there are too few rows for one."""
-
-    value: float | None
-    """The value: a share from 0 to 1, nats, or points where that is said."""
-    low: float | None
-    """The lower end of the interval."""
-    high: float | None
-    """The upper end of the interval."""
+from tagsmith.evaluation.answers_schema import (
+    Abstention,
+    AtPrior,
+    Calibration,
+    Cascade,
+    Damage,
+    ExpectedCost,
+    Keys,
+    Measure,
+)
 
 
 class Verdict(Keys):
@@ -388,27 +382,27 @@ class ReportKeys(Keys):
     """The rows."""
     model: dict[str, Any]
     """Backbone, SHA-256, family, layers, pooling, head, method, parameters, steps; `depth` where it was searched."""
-    calibration: dict[str, Any]
+    calibration: Calibration
     """How logits become probabilities, the rows that this was fitted on, and what it did out of fold."""
-    comparisons: list[Comparison] = []
+    comparisons: list[Comparison] = Field([])
     """All comparisons with TF-IDF."""
-    reliability: list[ReliabilityBin] = []
+    reliability: list[ReliabilityBin] = Field([])
     """The bins of the reliability diagram."""
-    abstention: dict[str, Any] = {}
+    abstention: Abstention = Abstention()
     """`risk_coverage` (pairs of coverage and error), its `area`, and the guarantee where one was asked for."""
-    cascade: dict[str, Any] | None = None
+    cascade: Cascade | None = None
     """TF-IDF where it is sure, the LLM for the rest: `points`, the `chosen` threshold, `text`."""
-    slices: list[Slice] = []
+    slices: list[Slice] = Field([])
     """Accuracy of parts of the rows."""
-    expected_cost: dict[str, Any] | None = None
+    expected_cost: ExpectedCost | None = None
     """The cost of 1,000 texts by system, where costs were given."""
-    at_prior: dict[str, Any] | None = None
+    at_prior: AtPrior | None = None
     """Scores at the shares of labels where the classifier will work, where those were given."""
-    robustness: list[dict[str, Any]] = []
+    robustness: list[Damage] = Field([])
     """Accuracy and its drop after each kind of damage."""
     score_table: ScoreTable | None = None
     """What was said of each test row."""
-    mistakes: list[Mistake] = []
+    mistakes: list[Mistake] = Field([])
     """The surest wrong answers."""
     label_audit: LabelAudit | None = None
     """Training labels that may be wrong."""
@@ -416,17 +410,17 @@ class ReportKeys(Keys):
     """What more labels would bring."""
     shift: Shift | None = None
     """Of `tagsmith evaluate`: whether the rows differ from those tested on."""
-    candidates: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = Field([])
     """What else was tried, by the validation rows; never a test score."""
-    curves: list[dict[str, float | None]] = []
+    curves: list[dict[str, float | None]] = Field([])
     """Each evaluation while tuning: epoch, step, losses and accuracies."""
-    seeds: list[dict[str, Any]] = []
+    seeds: list[dict[str, Any]] = Field([])
     """What each seed's tuning scores."""
-    spread: dict[str, dict[str, float]] = {}
+    spread: dict[str, dict[str, float]] = Field({})
     """Mean and standard deviation over the seeds."""
     forecast: dict[str, Any] | None = None
     """What the run was forecast to compute."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
     """All settings."""
     reproduce: str = ""
     """The command that repeats it."""

@@ -30,7 +30,7 @@ from tagsmith.evaluation.page.learning import (
     labels_needed_section,
     learning_section,
 )
-from tagsmith.evaluation.page.parts import robustness_section, shift_section, slices_section
+from tagsmith.evaluation.page.parts import prior_section, robustness_section, shift_section, slices_section
 from tagsmith.evaluation.page.provenance import data_section, run_section
 from tagsmith.evaluation.page.scores import scores_section, seeds_section, verdict_of
 from tagsmith.evaluation.page.texts import CellText, PageTexts
@@ -46,6 +46,7 @@ def draw(report: Mapping[str, Any], run: Mapping[str, Any], texts: PageTexts = _
     sections = [
         scores_section(report, run),
         shift_section(report),
+        prior_section(report),
         cost_section(report, run),
         confusion_section(report),
         labels_section(report),

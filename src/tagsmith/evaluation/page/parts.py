@@ -52,6 +52,34 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def prior_section(report: Plain) -> Html:
+    """Accuracy and precision at the shares of labels where the classifier works, beside those of the test rows."""
+    found = report.get("at_prior")
+    if not found:
+        return Html("")
+    tested = {each["label"]: each for each in report["test"]["per_label"]}
+    scale = _scale([found["accuracy"], *(each["precision"] for each in found["per_label"])])
+    total = max(sum(each["support"] for each in tested.values()), 1)
+    rows = [_row_at_prior("all texts", 1.0, 1.0, found["accuracy"], report["test"]["accuracy"], scale)]
+    for each in found["per_label"]:
+        name, here = each["label"], tested[each["label"]]
+        shares = (here["support"] / total, found["shares"][name])
+        rows.append(_row_at_prior(word(name), *shares, each["precision"], here["precision"], scale))
+    told = (
+        "The test rows have other shares of labels than the texts that come. There accuracy, and the precision of each "
+        "label, are expected to be as follows, if texts of a label are as they are here."
+    )
+    head = ["", "share in test", "share there", _scale_head(scale), "there", "in the test"]
+    caption = "Accuracy of all texts, and precision of each label"
+    table = table_of(head, rows, numbers=(1, 2, 4, 5), pictures=(3,), caption=caption)
+    return section("at-prior", "At the shares of labels that come", paragraph(told) + table)
+
+
+def _row_at_prior(name: Any, tested: float, there: float, value: Plain, test: Plain, scale: Scale) -> list[object]:
+    picture = whisker_cell(value, scale, kind="first")
+    return [name, share(tested), share(there), picture, percent_of(value), percent_of(test)]
+
+
 def robustness_section(report: Plain) -> Html:
     """How much accuracy typing errors, other case and look-alike letters cost."""
     damages = report.get("robustness") or []
