@@ -48,6 +48,7 @@ def test_a_cluster_writes_the_bytes_that_one_machine_writes(on_two, llama_bundle
     score(load(llama_bundle, engine="tfidf"), source, out=tmp_path / "local.csv")
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
     assert [event.step for event in heard][-1] == 230
+    assert heard[0].values["text"] == "2 workers of one CPU, each with the engine tfidf."
     assert not folder_of(tmp_path / "ray.csv").exists()
 
 

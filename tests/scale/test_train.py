@@ -101,6 +101,7 @@ def test_two_workers_train_the_classifier_that_one_process_does(cluster, toy_csv
     assert reports[0]["test"]["accuracy"] == reports[1]["test"]["accuracy"]
     steps = [event.step for event in heard if event.name == "step"]
     assert steps == list(range(1, len(steps) + 1)), "each step is told once"
+    assert [event.stage for event in heard if event.name == "read"] == ["data"], "rows are read once, before all"
     assert any("2 workers" in str(event.values.get("text")) for event in heard)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"], "nothing is left beside them"
 

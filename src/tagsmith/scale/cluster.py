@@ -122,6 +122,7 @@ def _prepare_environment(place: Place) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be by default, without the warning
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 s are few where the cores are busy
     os.environ["RAY_AUTH_MODE"] = "token"
     if place.address is None:
         # Named for other systems, and read on Linux alike: every process of the cluster listens on 127.0.0.1 alone.

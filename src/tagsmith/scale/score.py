@@ -21,7 +21,7 @@ from tagsmith.deployment.manifest import MANIFEST, verify
 from tagsmith.deployment.recipe import labels_of, read_settings
 from tagsmith.deployment.scoring import Portion, Work, begun, manifest_hash
 from tagsmith.errors import SettingError
-from tagsmith.events import Listener, silent
+from tagsmith.events import Event, Listener, silent
 from tagsmith.scale.cluster import connected
 from tagsmith.scale.nodes import Need, living, require_same_file, require_same_versions, require_shared
 from tagsmith.scale.pool import Lost, Pool
@@ -72,6 +72,7 @@ def score_on(
         worker = Worker(str(folder), engine, device)
         with Pool(worker, _need(folder, device, workers), starting=f"the bundle '{bundle}'") as pool:
             answerer = Answerer(manifest_hash(folder), pool.first(), labels.names, labels.multi_label)
+            listen(_told_of(pool.size, answerer.engine))
             with begun(
                 answerer,
                 source,
@@ -86,6 +87,11 @@ def score_on(
             ) as work:
                 _label_all(work, pool)
                 return work.finish()
+
+
+def _told_of(workers: int, engine: str) -> Event:
+    text = f"{workers} worker{'s' if workers > 1 else ''} of one CPU, each with the engine {engine}."
+    return Event("deployment", "note", values={"text": text})
 
 
 def _need(folder: Path, device: str, workers: int | None) -> Need:
