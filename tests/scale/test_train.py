@@ -8,7 +8,7 @@ import pytest
 from tagsmith.config import Config
 from tagsmith.errors import AssetError, ResourceError, SettingError
 from tagsmith.scale.nodes import Node
-from tagsmith.scale.train import Workers, train
+from tagsmith.scale.train import Workers, divided, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -66,6 +66,15 @@ def test_parts_by_chance_are_refused(toy_csv, settings, tmp_path):
     config = settings().with_settings({"data": {"split": "group"}})
     with pytest.raises(SettingError, match=r"data\.split is 'group'.*--set data\.split=hash"):
         train(toy_csv, config=config, out=tmp_path / "b")
+
+
+def test_a_search_still_sees_which_settings_were_given():
+    given = Config.of({"model": {"backbone": "minilm-l6"}, "tuning": {"method": "auto"}})
+    config = divided(given, Workers(1, 2, cpus=1))
+    assert config.model.model_fields_set == {"backbone"}
+    assert config.tuning.model_fields_set == {"method", "shard_states", "elastic"}
+    assert config.tuning.elastic
+    assert not divided(given, Workers(2, 2, cpus=1)).tuning.elastic
 
 
 def test_workers_that_are_lost_again_and_again_are_told_in_one_paragraph(tmp_path):

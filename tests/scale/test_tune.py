@@ -16,7 +16,7 @@ def test_a_cluster_without_a_processor_cannot_search():
 @pytest.mark.slow
 @pytest.mark.ray
 def test_candidates_tried_side_by_side_are_judged_as_one_after_the_other(
-    cluster, toy_csv, tiny_folder, tmp_path, heard
+    cluster, toy_csv, tiny_folder, tmp_path, heard, capsys
 ):
     """The same candidates, and the same losses within rounding; the winner is left for the training."""
     import json
@@ -41,6 +41,7 @@ def test_candidates_tried_side_by_side_are_judged_as_one_after_the_other(
             for event in heard
             if event.name == "candidate" and event.values["is_judged"]
         }
+    assert capsys.readouterr().out == "", "what a command prints is not Ray's"
     assert len(found["many"]) > 2
     assert found["many"].keys() == found["one"].keys()
     for name, loss in found["one"].items():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tagsmith.config import Config, settings_of
+from tagsmith.config import Config, merge, settings_of
 from tagsmith.errors import ResourceError, SettingError, TagsmithError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.naming import Source, default_out
@@ -131,8 +131,7 @@ def train(
         plan = Workers.of(workers, nodes, device=config.tuning.device)
         if not resume:
             drop_checkpoint(folder.parent / f"{folder.name}.checkpoint")
-        divided = {"shard_states": True, "elastic": plan.fewest < plan.most or config.tuning.elastic}
-        config = config.with_settings({"tuning": divided})
+        config = divided(config, plan)
         hands = Cluster().hands()
         ready = prepare_rows(source, validation=validation, test=test, config=config, hands=hands, listen=listen)
         if config.tuning.method == "auto":
@@ -143,6 +142,12 @@ def train(
         )
         _run(task, plan, stop, listen)
     return load(folder)
+
+
+def divided(config: Config, plan: Workers) -> Config:
+    """The settings of a training by workers; a search must still see which of them were given."""
+    own = {"shard_states": True, "elastic": plan.fewest < plan.most or config.tuning.elastic}
+    return Config.of(merge(config.model_dump(exclude_unset=True), {"tuning": own}))
 
 
 # ---- On the machine of the command

@@ -7,6 +7,7 @@ read without a copy. What a trial comes to does not depend on what is tried besi
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -95,6 +96,7 @@ class Verdicts:
 
 def _tried(tasks: Sequence[dict[str, Any]], box: Any, *, lanes: int) -> dict[int, str]:
     """Run all trials, at most so many at a time; what went wrong, by the place of the trial."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # else it draws tables between the lines that a command prints
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
