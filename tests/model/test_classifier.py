@@ -50,6 +50,16 @@ def test_one_text_has_one_answer_in_any_batch(model, data, classifiers):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_many_texts_of_one_beginning_are_answered_as_each_alone(model, classifiers):
+    classifier = classifiers[model]
+    beginnings = ["the waiter was rude", "the waiter", "a lovely room"]
+    texts = [f"{begun} and {word} {number}" for number in range(8) for word in WORDS[:3] for begun in beginnings]
+    together = Scorer(classifier, tokens_per_batch=40).probabilities(texts)[0]
+    alone = np.concatenate([Scorer(classifier).probabilities([text])[0] for text in texts[::9]])
+    np.testing.assert_allclose(together[::9], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_the_scorer_answers_as_the_plain_classifier(model, classifiers):
     classifier = classifiers[model]
     texts = ["lovely room", "the waiter was rude", "a", "12 " * 40]
