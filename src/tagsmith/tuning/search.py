@@ -69,6 +69,9 @@ for training the winner on all rows."""
 PASSES, LONGEST, SHORTEST = 3, 1800.0, 60.0
 """The budget where none is given: so many passes of all texts through all blocks, within these seconds."""
 
+FEW_UNTIL = 0.7
+"""With a few rows of each label: a trial takes no less than the training, which is over soon."""
+
 MOST_DEPTHS, EPOCHS, BLOCKS_TIMED = 6, 2, 6
 
 WHOLE = 0.8
@@ -245,6 +248,8 @@ def _planned(
             costs.append(Cost(learning, answering))
             dearest = max(dearest, recipe.seconds(look.entrant, config) * (2.5 if config.tuning.refit else 1.0))
     until = max(SHARES["trials"], 0.85 - 1.2 * dearest / clock.budget)  # a small table leaves more time for trials
+    if _are_few([look.entrant for look, _ in tunings]):
+        until = max(until, FEW_UNTIL)
     ladder = plan_ladder(costs, lanes * clock.left(until))
     return _Planned(heads, [tunings[i] for i in ladder.entrants], ladder.rungs, until)
 
