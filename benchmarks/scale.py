@@ -262,6 +262,15 @@ PIECES = {"splits": splits, "traffic": traffic, "answers": answers, "kills": kil
 
 # ---- the page
 
+CARE = """\
+Other programs ran on the same two cores, so that seconds say little; what is lost, doubled or different does not
+depend on them. Keys are 8 bytes for each of 25 bands, whatever the number of rows. What comes back are 16 bytes of
+marks a text, and 16 for each band in which a text meets another: near twins, and the few that meet by chance, which
+grow slowly with the rows. Not measured yet: the overhead of one worker against one process and what two workers gain,
+on a job of two minutes or more (`python benchmarks/scale.py overhead --engine torch-fp32 --bundle DIR --rows N`, on
+quiet cores).
+"""
+
 
 def write(given: argparse.Namespace) -> None:
     """All results as a page."""
@@ -284,6 +293,7 @@ def write(given: argparse.Namespace) -> None:
                 "",
                 f"`{told['command']}`, {told['where']}.",
             ]
+    lines += ["", "## Read with care", "", CARE.rstrip()]
     Path(given.file).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
