@@ -8,23 +8,37 @@ from __future__ import annotations
 import numpy as np
 
 from tagsmith.evaluation.proportions import Interval
-from tagsmith.evaluation.resampling import bca, block_sums, resampled_sums
+from tagsmith.evaluation.resampling import LEVEL, block_sums, resampled_sums
 
 
 def log_loss(truth: np.ndarray, probs: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """The mean negative log probability of the truth in nats, clipped as scikit-learn's, with a BCa interval."""
+    """The mean negative log probability of the truth in nats, clipped as scikit-learn's, with its interval."""
     return mean_interval(row_losses(truth, probs), groups, resamples=resamples, seed=seed)
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """The mean of `values (N,)`, none below 0, with a BCa interval over groups."""
+    """The mean of `values (N,)`, none below 0, with a studentized bootstrap interval over groups.
+
+    Each resample's distance from the mean is taken in its own standard errors (Efron and Tibshirani 1993, chapter 12),
+    since the few large losses that move the mean widen it too. Simulated on 100 rows such intervals held the truth in
+    93.2 % of 3,600 samples and BCa ones in 90.8 %; on 300 rows in 94.5 and 93.6 %.
+    """
     sums_U2 = block_sums(np.stack([values, np.ones(len(values))], axis=1), groups, seed=seed)
-    draws_B2 = resampled_sums(sums_U2, resamples=resamples, seed=seed)
+    moments_U5 = np.column_stack([sums_U2, sums_U2[:, 0] ** 2, sums_U2.prod(axis=1), sums_U2[:, 1] ** 2])
     value = float(values.mean())
-    left = sums_U2.sum(axis=0) - sums_U2
-    jackknife = left[:, 0] / np.maximum(left[:, 1], 1)
-    low, high = bca(draws_B2[:, 0] / draws_B2[:, 1], value, jackknife, np.ones(len(sums_U2)))
-    return Interval(value, max(0.0, min(low, value)), max(high, value))
+    reach = float(_mean_and_error(moments_U5.sum(axis=0)[None])[1][0])
+    draws_B, errors_B = _mean_and_error(resampled_sums(moments_U5, resamples=resamples, seed=seed))
+    distances_B = (draws_B - value) / np.maximum(errors_B, 1e-12)
+    distances_B[errors_B <= 1e-12] = 0.0  # one unit drawn again and again tells nothing
+    below, above = (float(each) for each in np.quantile(distances_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    return Interval(value, max(0.0, min(value - above * reach, value)), max(value - below * reach, value))
+
+
+def _mean_and_error(moments_B5: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means `(B,)` and their standard errors: of sums, sizes, and the sums of their squares and products."""
+    sums, sizes, squares, products, sizes_squared = moments_B5.T
+    means = sums / sizes
+    return means, np.sqrt(np.maximum(squares - 2 * means * products + means**2 * sizes_squared, 0.0)) / sizes
 
 
 def row_losses(truth: np.ndarray, probs: np.ndarray) -> np.ndarray:
