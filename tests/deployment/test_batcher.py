@@ -47,6 +47,36 @@ def test_nothing_goes_out_while_a_batch_is_out():
     assert batcher.due_at() is None
 
 
+def test_each_lane_of_an_engine_has_a_batch_of_its_own():
+    clock = Clock()
+    batcher = Batcher(Bounds(max_wait_s=1.0), clock=clock, lanes=2)
+    (first,) = add(batcher, 5)
+    assert batcher.take() == [first]
+    (second,) = add(batcher, 5)
+    assert not batcher.busy
+    assert batcher.take() == [second]
+    add(batcher, 5)
+    assert batcher.busy
+    assert batcher.take() == []
+    batcher.finished()
+    clock.now += 1.0
+    assert len(batcher.take()) == 1
+
+
+def test_what_waits_is_shared_out_among_free_lanes():
+    batcher = Batcher(Bounds(), clock=Clock(), lanes=2)
+    add(batcher, *[8] * 10)
+    assert [len(batcher.take()), len(batcher.take()), len(batcher.take())] == [5, 5, 0]
+
+
+def test_one_free_lane_takes_all_that_fits():
+    batcher = Batcher(Bounds(), clock=Clock(), lanes=2)
+    add(batcher, 8)
+    batcher.take()
+    add(batcher, *[8] * 10)
+    assert len(batcher.take()) == 10
+
+
 def test_texts_that_gathered_while_the_engine_worked_go_out_together_when_it_ends():
     batcher, clock = batcher_of(max_wait_s=0.002)
     add(batcher, 5)

@@ -27,9 +27,9 @@ def pace(clock):
 
 
 def run(pace, clock, tokens, *, slowness=1.0):
-    pace.began(tokens)
+    out = pace.began(tokens)
     clock.now += slowness * COST.seconds(tokens)
-    pace.ended(whole=True)
+    pace.ended(out, whole=True)
 
 
 def test_two_batches_tell_the_cost_of_a_token_and_of_a_batch():
@@ -69,9 +69,9 @@ def test_an_unsteady_machine_is_counted_on_less_than_a_steady_one(pace, clock):
 
 
 def test_a_batch_that_failed_says_nothing_of_the_pace(pace, clock):
-    pace.began(100)
+    out = pace.began(100)
     clock.now += 60
-    pace.ended(whole=False)
+    pace.ended(out, whole=False)
     assert pace.slowness == 1.0
 
 
@@ -93,3 +93,16 @@ def test_an_engine_whose_tokens_cost_nothing_is_never_waited_for(clock):
     run(pace, clock, 100)
     assert pace.wait_s(10**6) == 0
     assert pace.tokens_within(1.0) == 1000
+
+
+def test_two_lanes_share_what_waits_and_what_is_out(clock):
+    pace = Pace(COST, batch_tokens=1000, clock=clock, lanes=2)
+    first, second = pace.began(1000), pace.began(500)
+    assert pace.wait_s(1000) == pytest.approx((1.01 + 0.51 + 1.01) / 2)
+    clock.now += 0.51
+    pace.ended(second, whole=True)
+    assert pace.wait_s(0) == pytest.approx(0.5 / 2)
+    clock.now += 0.5
+    pace.ended(first, whole=True)
+    assert pace.slowness == pytest.approx(1.0)
+    assert pace.wait_s(0) == 0

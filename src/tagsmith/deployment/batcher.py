@@ -1,7 +1,8 @@
 """Which texts are answered together, and when. Knows no HTTP and no model, and asks the clock that it is given.
 
-A text goes out at once when the engine rests. While it works texts gather; when it has finished they go together, at
-the latest `max_wait_s` after the oldest of them came. Texts of like length share a batch first.
+A text goes out at once when the engine, or a lane of it, rests. While all lanes work texts gather; when one has
+finished they go together, at the latest `max_wait_s` after the oldest of them came. Texts of like length share a batch
+first.
 """
 
 from __future__ import annotations
@@ -49,16 +50,17 @@ class Waiting(Generic[J]):
 
 
 class Batcher(Generic[J]):
-    """A bounded queue that hands out one batch at a time, the oldest text always in it."""
+    """A bounded queue that hands out a batch to each of `lanes` of the engine, the oldest text always in the next."""
 
-    def __init__(self, bounds: Bounds, *, clock: Callable[[], float]) -> None:
+    def __init__(self, bounds: Bounds, *, clock: Callable[[], float], lanes: int = 1) -> None:
         self.bounds = bounds
+        self.lanes = lanes
         self.texts = 0
         self.tokens = 0
         self._clock = clock
         self._numbers = itertools.count()
         self._lines: dict[int, deque[Waiting[J]]] = {}
-        self._busy = False
+        self._out = 0
         self._ended = -math.inf
 
     def __len__(self) -> int:
@@ -66,8 +68,8 @@ class Batcher(Generic[J]):
 
     @property
     def busy(self) -> bool:
-        """Whether a batch is out."""
-        return self._busy
+        """Whether every lane has a batch."""
+        return self._out >= self.lanes
 
     def add(self, jobs: Sequence[tuple[J, int]], *, deadline: float = math.inf) -> list[Waiting[J]]:
         """Queue jobs with their numbers of tokens, all of them or none. Full when there is no room."""
@@ -98,26 +100,26 @@ class Batcher(Generic[J]):
         return sorted(late, key=lambda waiting: waiting.number)
 
     def take(self) -> list[Waiting[J]]:
-        """The next batch, or nothing where none is due. Until `finished` is called, none is."""
+        """The next batch, or nothing where none is due: none is while every lane has one, until `finished` is called."""
         due = self.due_at()
         if due is None or due > self._clock():
             return []
         batch = self._gather()
         for waiting in batch:
             self._leave(waiting)
-        self._busy = True
+        self._out += 1
         return batch
 
     def finished(self, *, batch_tokens: int | None = None) -> None:
-        """The batch that was out has come back; the next ones may hold so many tokens (None: as many as before)."""
+        """A batch that was out has come back; the next ones may hold so many tokens (None: as many as before)."""
         if batch_tokens is not None:
             self.bounds = replace(self.bounds, batch_tokens=batch_tokens)
-        self._busy = False
+        self._out -= 1
         self._ended = self._clock()
 
     def due_at(self) -> float | None:
-        """When the next batch is to go out (it may be in the past); None while one is out or nothing waits."""
-        if self._busy:
+        """When the next batch is to go out (it may be in the past); None while no lane is free or nothing waits."""
+        if self.busy:
             return None
         oldest = min((line[0] for line in self._tidy().values()), key=lambda head: head.number, default=None)
         if oldest is None:
@@ -139,7 +141,8 @@ class Batcher(Generic[J]):
         led_by = _width(near[0].tokens)
         in_turn = sorted(near, key=lambda waiting: _width(waiting.tokens) != led_by)  # it keeps the order otherwise
         batch: list[Waiting[J]] = []
-        left = self.bounds.batch_tokens
+        # What waits is shared out among free lanes, lest one computes for all while another rests.
+        left = min(self.bounds.batch_tokens, math.ceil(sum(map(_width_of, near)) / (self.lanes - self._out)))
         for waiting in in_turn:
             width = _width(waiting.tokens)
             if len(batch) < self.bounds.batch_texts and (width <= left or not batch):
@@ -173,6 +176,10 @@ class Batcher(Generic[J]):
             if not line:
                 del self._lines[width]
         return self._lines
+
+
+def _width_of(waiting: Waiting[J]) -> int:
+    return _width(waiting.tokens)
 
 
 def _width(tokens: int) -> int:

@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     send = _Sender(answers)
     try:
         engine = _open(chosen.folder, chosen.engine, threads=chosen.threads, digest=chosen.digest)
-        description = _describe(chosen.folder, engine)
+        lanes = lanes_of(engine)
+        description = _describe(chosen.folder, engine) | {"lanes": len(lanes)}
         description["cost"] = asdict(_warm_up(engine, description["max_tokens"]))
         check_probes(chosen.folder, engine)
     except TagsmithError as error:
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         send(Frame("refused", values={"message": f"The bundle cannot be opened: {_told(error)}.", "kind": "fault"}))
         return
     send(Frame("ready", values=description))
-    _Desk(engine, send).serve(requests)
+    _Desk(engine, send, lanes=lanes).serve(requests)
 
 
 class _Sender:
@@ -78,11 +79,15 @@ class _Sender:
 
 
 class _Desk:
-    """Takes frames and answers them: `encode` in a thread of its own, `score` in the main one."""
+    """Takes frames and answers them: `encode` in a thread of its own, `score` in a thread for each lane.
 
-    def __init__(self, engine: Engine, send: Callable[[Frame], None]) -> None:
+    Each of `lanes` is called in its thread before the first frame.
+    """
+
+    def __init__(self, engine: Engine, send: Callable[[Frame], None], *, lanes: Sequence[Callable[[], None]]) -> None:
         self._engine = engine
         self._send = send
+        self._lanes = lanes
         self._to_encode: SimpleQueue[Frame | None] = SimpleQueue()
         self._to_score: SimpleQueue[Frame | None] = SimpleQueue()
 
@@ -90,6 +95,12 @@ class _Desk:
         """Answer until the requests end; whatever is unanswered then, nobody waits for."""
         Thread(target=self._sort, args=(requests,), daemon=True).start()
         Thread(target=self._work, args=(self._to_encode, self._encode), daemon=True).start()
+        for prepare in self._lanes[1:]:
+            Thread(target=self._compute, args=(prepare,), daemon=True).start()
+        self._compute(self._lanes[0])
+
+    def _compute(self, prepare: Callable[[], None]) -> None:
+        prepare()
         self._work(self._to_score, self._score)
 
     def _sort(self, requests: BinaryIO) -> None:
@@ -99,7 +110,8 @@ class _Desk:
                 (self._to_encode if frame.kind == "encode" else self._to_score).put(frame)
         except FrameError as error:
             print(f"engine process: {error}", file=sys.stderr)  # noqa: T201 - the log of this process
-        self._to_score.put(None)
+        for _ in self._lanes:
+            self._to_score.put(None)
 
     def _work(self, queue: SimpleQueue[Frame | None], answer: Callable[[Frame], Frame]) -> None:
         while (frame := queue.get()) is not None:
@@ -125,6 +137,21 @@ class _Desk:
         spent = {"inference_s": time.perf_counter() - start}
         arrays = {"logits": logits_NC.astype("<f4"), "probabilities": probs_NC.astype("<f8")}
         return Frame("scored", frame.number, spent, arrays)
+
+
+def lanes_of(engine: Engine) -> list[Callable[[], None]]:
+    """For each batch that the engine computes at a time, what its thread does first.
+
+    PyTorch computes one on each core: a text that comes while another is computed need not wait for it. The other
+    engines spread a batch over the cores themselves.
+    """
+    if engine.name not in ("torch-fp32", "torch-bf16") or not hasattr(engine, "scorer"):
+        return [lambda: None]
+    import torch
+
+    lanes = [lambda: torch.set_num_threads(1)] * torch.get_num_threads()
+    torch.set_num_threads(1)  # warming up, which tells what a batch costs, is done as in a lane
+    return lanes
 
 
 def _as_arrays(tokens: Tokens) -> dict[str, np.ndarray]:

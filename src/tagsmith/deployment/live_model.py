@@ -88,9 +88,9 @@ class LiveModel:
             queue_texts=self.limits.queue_texts,
             queue_tokens=self.limits.queue_tokens,
         )
-        self._batcher = Batcher(bounds, clock=time.monotonic)
-        cost = Cost(**description["cost"])
-        self._pace = Pace(cost, batch_tokens=self.limits.batch_tokens, clock=time.monotonic)
+        lanes, cost = description["lanes"], Cost(**description["cost"])
+        self._batcher = Batcher(bounds, clock=time.monotonic, lanes=lanes)
+        self._pace = Pace(cost, batch_tokens=self.limits.batch_tokens, clock=time.monotonic, lanes=lanes)
 
     @property
     def ready(self) -> bool:
@@ -203,7 +203,7 @@ class LiveModel:
         self._show_load()
 
     def _pump(self) -> None:
-        """Hand out the next batch if one is due, or come back when it will be."""
+        """Hand out the batches that are due, and come back when the next one will be."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -211,21 +211,19 @@ class LiveModel:
             if not late.job.answer.done():
                 late.job.answer.set_exception(TimeoutError())
         if self.ready:
-            batch = self._batcher.take()
-            if batch:
+            while batch := self._batcher.take():
                 task = asyncio.create_task(self._run(batch))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            else:
-                due = self._batcher.due_at()
-                if due is not None:
-                    self._timer = asyncio.get_running_loop().call_later(max(0, due - time.monotonic()), self._pump)
+            due = self._batcher.due_at()
+            if due is not None:
+                self._timer = asyncio.get_running_loop().call_later(max(0, due - time.monotonic()), self._pump)
         self._show_load()
 
     async def _run(self, batch: list[Waiting[_Job]]) -> None:
         """Have one batch computed, and give each text its numbers."""
         tokens = _joined([waiting.job.tokens for waiting in batch])
-        self._pace.began(int(tokens.offsets[-1]))
+        out = self._pace.began(int(tokens.offsets[-1]))
         failure: BaseException | None = None
         reply, start = Frame("none"), time.monotonic()
         try:
@@ -235,7 +233,7 @@ class LiveModel:
             failure = _failed(error)
         except EngineLost as error:
             failure = error
-        self._pace.ended(whole=failure is None)
+        self._pace.ended(out, whole=failure is None)
         self._batcher.finished(batch_tokens=self._pace.tokens_within(_BATCH_OF_TIME * self.limits.timeout_s))
         self._pump()  # the engine first: what follows is the server's own work
         self._count_batch(batch, tokens, start)

@@ -33,49 +33,53 @@ class Cost:
         return self.fixed_s + self.token_s * tokens
 
 
-class Pace:
-    """Follows the batches of one engine."""
+@dataclass(frozen=True, eq=False)
+class Out:
+    """A batch that is out: its tokens, and when it went."""
 
-    def __init__(self, cost: Cost, *, batch_tokens: int, clock: Callable[[], float]) -> None:
+    tokens: int
+    start: float
+
+
+class Pace:
+    """Follows the batches of one engine, which computes in so many `lanes` at a time."""
+
+    def __init__(self, cost: Cost, *, batch_tokens: int, clock: Callable[[], float], lanes: int = 1) -> None:
         self._cost = cost
         self._most = batch_tokens
         self._clock = clock
+        self._lanes = lanes
         self._mean, self._deviation = 1.0, 0.0
-        self._out: tuple[int, float] | None = None
+        self._out: list[Out] = []
 
-    def began(self, tokens: int) -> None:
+    def began(self, tokens: int) -> Out:
         """A batch goes out."""
-        self._out = (tokens, self._clock())
+        out = Out(tokens, self._clock())
+        self._out.append(out)
+        return out
 
-    def ended(self, *, whole: bool) -> None:
+    def ended(self, out: Out, *, whole: bool) -> None:
         """It has come back; one that failed says nothing of the pace."""
-        assert self._out is not None, "no batch was out"
-        tokens, start = self._out
-        self._out = None
-        expected = self._cost.seconds(tokens)
+        self._out.remove(out)
+        expected = self._cost.seconds(out.tokens)
         if whole and expected:
-            off = (self._clock() - start) / expected - self._mean
+            off = (self._clock() - out.start) / expected - self._mean
             self._mean += _FORGETTING * off
             self._deviation += _FORGETTING * (abs(off) - self._deviation)
 
     @property
     def slowness(self) -> float:
-        """How many times as long as at first a batch takes, doubtful as that is; a batch that is overdue counts too."""
-        known = self._mean + self._deviation
-        if self._out is None:
-            return known
-        tokens, start = self._out
-        expected = self._cost.seconds(tokens)
-        return max(known, (self._clock() - start) / expected) if expected else known
+        """How many times as long as at first a batch takes, doubtful as that is; batches that are overdue count too."""
+        taken = ((self._clock() - out.start, self._cost.seconds(out.tokens)) for out in self._out)
+        return max([self._mean + self._deviation, *(so_far / expected for so_far, expected in taken if expected)])
 
     def wait_s(self, tokens: int) -> float:
-        """Seconds until so many tokens that wait, and the batch that is out, are computed."""
-        slowness, left = self.slowness, 0.0
-        if self._out is not None:
-            out, start = self._out
-            left = max(0.0, slowness * self._cost.seconds(out) - (self._clock() - start))
+        """Seconds until so many tokens that wait, and the batches that are out, are computed."""
+        slowness = self.slowness
+        now = self._clock()
+        left = sum(max(0.0, slowness * self._cost.seconds(out.tokens) - (now - out.start)) for out in self._out)
         batches = math.ceil(tokens / self._most)
-        return left + slowness * (batches * self._cost.fixed_s + tokens * self._cost.token_s)
+        return (left + slowness * (batches * self._cost.fixed_s + tokens * self._cost.token_s)) / self._lanes
 
     def tokens_within(self, seconds: float) -> int:
         """How many tokens a batch may have that is to take no longer than so; never under an eighth of the most."""
