@@ -100,7 +100,7 @@ class Batcher(Generic[J]):
         return sorted(late, key=lambda waiting: waiting.number)
 
     def take(self) -> list[Waiting[J]]:
-        """The next batch, or nothing where none is due: none is while every lane has one, until `finished` is called."""
+        """The next batch, or nothing where none is due, as while every lane has one, until `finished` is called."""
         due = self.due_at()
         if due is None or due > self._clock():
             return []
