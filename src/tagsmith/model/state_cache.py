@@ -26,7 +26,7 @@ from tagsmith.model.device import device_of, name_of
 
 SUFFIX, DIGEST_BYTES = ".states", 32
 OLDEST_DAYS = 14
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
