@@ -179,8 +179,8 @@ def test_sigterm_under_load_loses_no_accepted_request(start, llama_bundle):
     with Load(server) as load:
         load.wait_for(50)
         assert server.stop() == 0
-    # A connection that the kernel takes in the instant between the last accept and the close is reset. On free cores none
-    # was in 50 stops (benchmarks/serving_lives.py); where others take the processor just then, one may be.
+    # A connection that the kernel takes in the instant between the last accept and the close is reset. On free cores
+    # none was in 50 stops (benchmarks/serving_lives.py); where others take the processor just then, one may be.
     assert len(load.lost) <= 1
     assert set(load.statuses) <= {200, 503}
     assert server.events("drained")[-1]["left"] == 0
