@@ -140,18 +140,9 @@ class _Desk:
 
 
 def lanes_of(engine: Engine) -> list[Callable[[], None]]:
-    """For each batch that the engine computes at a time, what its thread does first.
-
-    PyTorch computes one on each core: a text that comes while another is computed need not wait for it. The other
-    engines spread a batch over the cores themselves.
-    """
-    if engine.name not in ("torch-fp32", "torch-bf16") or not hasattr(engine, "scorer"):
-        return [lambda: None]
-    import torch
-
-    lanes = [lambda: torch.set_num_threads(1)] * torch.get_num_threads()
-    torch.set_num_threads(1)  # warming up, which tells what a batch costs, is done as in a lane
-    return lanes
+    """What a thread does first, for each batch that the engine computes at a time; one where it says nothing."""
+    lanes: Callable[[], list[Callable[[], None]]] | None = getattr(engine, "lanes", None)
+    return [lambda: None] if lanes is None else lanes()
 
 
 def _as_arrays(tokens: Tokens) -> dict[str, np.ndarray]:

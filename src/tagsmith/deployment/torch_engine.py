@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,16 @@ class TorchEngine:
     def probabilities_of(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities `(N, C)` float64."""
         return self._classifier.calibration.probabilities(logits)
+
+    def lanes(self) -> list[Callable[[], None]]:
+        """What a thread does before its first batch, for each of the threads that may compute at a time.
+
+        There is one for each core, so that a text that comes while another is computed need not wait for it. The thread
+        that asks computes on one core from now on, as they do.
+        """
+        cores = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return [lambda: torch.set_num_threads(1)] * cores
 
     def answer(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
         """An answer for each text, in order."""
