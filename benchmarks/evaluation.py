@@ -255,8 +255,8 @@ def _tuned() -> Iterator[str]:
     yield "## Calibration of tuned models"
     yield ""
     yield f"MiniLM-L6, all weights tuned on {MOST_TRAIN:,} rows by two plans: for three epochs, the step chosen by its"
-    yield "log loss on a fifth of the rows; and for five, chosen by its log loss after one temperature, as the search does"
-    yield "(`tuning.choose_calibrated`). Another fifth are calibration rows; the rest as above, from report.json."
+    yield "log loss on a fifth of the rows; and for five, chosen by its log loss after one temperature, as the search"
+    yield "does (`tuning.choose_calibrated`). Another fifth are calibration rows; the rest as above, from report.json."
     for plan in TUNED:
         yield ""
         yield f"{'Five' if plan['calibrated'] else 'Three'} epochs:"
