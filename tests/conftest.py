@@ -25,11 +25,13 @@ def shared_data():
     return folder.resolve()
 
 
-@pytest.fixture(autouse=True)
-def states_of_their_own(monkeypatch, tmp_path_factory):
+@pytest.fixture(scope="session", autouse=True)
+def states_of_their_own(tmp_path_factory):
     """States of frozen blocks are kept for this process only, and not in the user's cache."""
     folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setattr("tagsmith.tuning.loop.cache_folder", lambda: folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tagsmith.tuning.loop.cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
