@@ -13,32 +13,13 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scale import raylets
+
 from tagsmith.config import Config
 from tagsmith.events import Event
-from tagsmith.scale.cluster import Place, _prepare_environment
-
-
-@contextmanager
-def raylets(count: int) -> Iterator[Any]:
-    """A cluster of so many machines of one CPU; gives what adds and kills them."""
-    _prepare_environment(Place())
-    import ray
-    from ray.cluster_utils import Cluster
-
-    small = {"object_store_memory": 200 * 2**20}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
-    made.machines = [made.add_node(num_cpus=1, **small) for _ in range(count)]
-    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 class Course:

@@ -2,13 +2,16 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from tagsmith.data.encoding import Tokens
 from tagsmith.deployment.baselines import read_baselines
 from tagsmith.deployment.engine import Engine, answers_of, open_engine
+from tagsmith.deployment.engine_process import lanes_of
 from tagsmith.deployment.torch_engine import reload
 from tagsmith.errors import BundleError, SettingError
 
@@ -126,3 +129,23 @@ def answered_without(folder, name):
 def test_the_tfidf_engine_answers_where_no_heavy_library_is_installed(llama_bundle):
     done = answered_without(llama_bundle, "tfidf")
     assert (done.stdout.strip(), done.stderr) == ("['praise', 'complaint']", "")
+
+
+def test_lanes_of_pytorch_compute_at_a_time_what_each_computes_alone(llama_bundle):
+    engine, threads = open_engine(llama_bundle, "torch-fp32"), torch.get_num_threads()
+    tokens = [engine.encode([f"a lovely room {i}", "the waiter was rude"]) for i in range(12)]
+    alone = [engine.logits_of(each) for each in tokens]
+    try:
+        torch.set_num_threads(2)
+        lanes = lanes_of(engine)
+        assert len(lanes) == 2
+        assert torch.get_num_threads() == 1, "a lane has one core"
+        with ThreadPoolExecutor(2, initializer=lanes[1]) as pool:
+            together = list(pool.map(engine.logits_of, tokens))
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+
+
+def test_an_engine_that_says_nothing_of_lanes_has_one(llama_bundle):
+    assert len(lanes_of(open_engine(llama_bundle, "tfidf"))) == 1
