@@ -212,6 +212,9 @@ class TuningConfig(Section):
     shard_states: bool = False
     """Of several processes each keeps the states of its own training rows alone, so that disk and memory of one machine
     need not hold them all; steps are divided by whose rows they have, a little less evenly."""
+    sharding: Literal["auto", "none", "fully"] = "auto"
+    """Whether several processes divide the weights that learn, their gradients and what the optimizer keeps (`fully`,
+    FSDP2, for `method = "full"`), or each holds them all; `auto` divides what no worker could hold."""
     checkpoint_s: float | None = Field(None, ge=0)
     """Seconds between checkpoints, which is what a kill may cost; None is 30. Where writing takes over a twentieth of
     them they are more."""

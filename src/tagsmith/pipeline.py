@@ -130,13 +130,14 @@ def train(
     prepared = limit_training(prepared, run.config.tuning.most_rows, seed=run.config.seed)
     with run.timed("model"):
         with ranks.first_alone():
-            classifier = _build(prepared, run)
+            classifier = _assembled(prepared, run)
+        checkpoint = folder.parent / f"{folder.name}.checkpoint"
+        _place(classifier, run, checkpoint=checkpoint if resume else None)
         _choose_long_texts(classifier, prepared, run)
         _require_room(folder.parent, classifier)
     with run.timed("tuning"):
         from tagsmith.tuning.checkpoints import drop_checkpoint
 
-        checkpoint = folder.parent / f"{folder.name}.checkpoint"
         result = _tune(classifier, prepared, run, checkpoint=checkpoint, resume=resume, stop=stop)
     if not ranks.is_first:  # the first process saves and measures
         from tagsmith.deployment.bundle import load
@@ -512,8 +513,32 @@ _HEAVY = (
 
 
 def _build(prepared: Prepared, run: Run) -> Classifier:
-    from tagsmith.model.classifier import build
     from tagsmith.model.device import choose_device
+
+    return _assembled(prepared, run).to(choose_device(run.config.tuning.device))
+
+
+def _place(classifier: Classifier, run: Run, *, checkpoint: Path | None) -> None:
+    """Put the classifier where it learns; one whose weights are to be divided stays in the CPU's memory."""
+    from tagsmith.model.device import choose_device
+    from tagsmith.tuning.dividing import chosen
+    from tagsmith.tuning.parallel import ranks_here
+    from tagsmith.tuning.sharded_checkpoints import SHARDED
+
+    was_divided = checkpoint is not None and any(checkpoint.glob(f"*{SHARDED}"))
+    device, weights = choose_device(run.config.tuning.device), sum(each.numel() for each in classifier.parameters())
+    choice = chosen(run.config, weights, device, ranks_here(), was_divided=was_divided)
+    if not choice.is_divided:
+        classifier.to(device)
+        return
+    if choice.told:
+        run.note(choice.told)
+    run.config = run.config.with_settings({"tuning": {"sharding": "fully"}})
+
+
+def _assembled(prepared: Prepared, run: Run) -> Classifier:
+    """The untrained classifier, in the CPU's memory."""
+    from tagsmith.model.classifier import build
     from tagsmith.model.gguf import ready_folder
     from tagsmith.model.heads import begin_at
 
@@ -526,7 +551,6 @@ def _build(prepared: Prepared, run: Run) -> Classifier:
     labels = labels_of(prepared.splits.train)
     pairs = bool(prepared.splits.train.frame["text"].str.contains(PAIR, literal=True).any())
     classifier = build(folder, model, labels=labels, layers=layers, seed=run.config.seed, pairs=pairs)
-    classifier.to(choose_device(run.config.tuning.device))
     if labels.multi_label:
         weights_C = None if prepared.class_weights is None else labels.in_order(prepared.class_weights)
         begin_at(classifier.head, truth_of(prepared.splits.train, labels), weights_C=weights_C)
@@ -583,6 +607,8 @@ def _tune(
     classifier: Classifier, prepared: Prepared, run: Run, *, checkpoint: Path, resume: bool, stop: Callable[[], bool]
 ) -> Result:
     from tagsmith.evaluation.selection import selection_metric
+    from tagsmith.model.device import choose_device
+    from tagsmith.tuning.dividing import settle
     from tagsmith.tuning.forecast import refused_where_memory_ends
     from tagsmith.tuning.methods import copies, swapped, trainable
     from tagsmith.tuning.seeds import tune_seeds
@@ -611,6 +637,8 @@ def _tune(
             stop=stop,
             listen=run.listen,
         )
+    if run.config.tuning.sharding == "fully":
+        settle(classifier, choose_device(run.config.tuning.device))
     _count_padding(classifier, parts, first.tuned, run)
     result = Result(parts, first.tuned, untuned, sum(weight.numel() for _, weight in learning))
     blend(classifier, prepared, result, run)

@@ -117,7 +117,30 @@ def test_two_workers_train_the_classifier_that_one_process_does(cluster, toy_csv
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(cluster, toy_csv, settings, tmp_path):
+def test_two_workers_that_divide_the_weights_train_the_same_bundle(cluster, toy_csv, settings, tmp_path):
+    from safetensors.torch import load_file
+
+    from tagsmith.pipeline import train as train_here
+
+    config = settings(method="full", start="random")
+    divided = config.with_settings({"tuning": {"sharding": "fully"}})
+    bundle = train(toy_csv, workers=(2, 2), config=divided, out=tmp_path / "two")
+    alone = train_here(toy_csv, config=config, out=tmp_path / "one")
+    one, two = (load_file(each.folder / "model.safetensors") for each in (alone, bundle))
+    assert max(float((one[name].float() - two[name].float()).abs().max()) for name in one) < 1e-4
+    files = [sorted(str(path.relative_to(each.folder)) for path in each.folder.rglob("*")) for each in (alone, bundle)]
+    assert files[0] == files[1], "the same bundle, without a trace of pieces"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"], "nothing is left beside them"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("sharding", ["none", "fully"])
+def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(sharding, cluster, toy_csv, settings, tmp_path):
+    from safetensors.torch import load_file
+
+    from tagsmith.pipeline import train as train_here
+
     steps, killed = [], []
 
     def listen(event):
@@ -126,14 +149,19 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(cluster, toy_c
         if len(steps) > 40 and not killed:
             killed.append(kill_a_worker())
 
-    long = settings(method="full", start="random", epochs=40, patience=99, checkpoint_s=0.05)
+    long = settings(method="full", start="random", epochs=40, patience=99, checkpoint_s=0.05, sharding=sharding)
+    whole = long.with_settings({"tuning": {"sharding": "none"}})
     bundle = train(toy_csv, workers=(1, 2), config=long, out=tmp_path / "b", listen=listen)
     assert killed
+    alone = load_file(train_here(toy_csv, config=whole, out=tmp_path / "one").folder / "model.safetensors")
+    many = load_file(bundle.folder / "model.safetensors")
+    assert max(float((alone[name].float() - many[name].float()).abs().max()) for name in alone) < 1e-3, (
+        "those that are left, and those that came anew, all went on from where they were"
+    )
     assert bundle.answer(["I love it"])[0].label in bundle.labels
-    again = next(i for i in range(1, len(steps)) if steps[i] <= steps[i - 1])
-    assert sorted(set(steps)) == list(range(1, max(steps) + 1)), "no step is missing"
-    # A letter with steps may lie unsent in a worker that dies: what was made again is counted by what was heard.
-    assert steps[again - 1] - steps[again] < 60
+    # A letter with steps may lie unsent in a worker that dies, so that what is heard again is less than was made again.
+    again = next((i for i in range(1, len(steps)) if steps[i] <= steps[i - 1]), None)
+    assert again is None or steps[again - 1] - steps[again] < 60
 
 
 def kill_a_worker():

@@ -49,6 +49,8 @@ class Backbone(nn.Module):
         """Whether blocks keep no activations for the backward pass and compute them a second time."""
         self.causal_mask = True
         """Whether tokens of a causal family are kept from seeing what comes after them, as they were in pretraining."""
+        self.runs_whole_blocks = False
+        """Whether the last block computes all rows in any case: weights that are divided come together at its call."""
         use_attention(trunk.config)
 
     @property
@@ -152,7 +154,8 @@ class Backbone(nn.Module):
     def supports_last_row(self, longest: int) -> bool:
         """Whether the last block can run on one row per text of up to `longest` tokens."""
         window = getattr(self.config, "sliding_window", None)
-        return self.family.last_row is not None and (not window or longest <= window)
+        is_able = self.family.last_row is not None and not self.runs_whole_blocks
+        return is_able and (not window or longest <= window)
 
     def cut(self, depth: int) -> None:
         """Drop the blocks above `depth`, from the module and from its configuration."""

@@ -237,6 +237,7 @@ def _work(told: dict[str, Any]) -> None:
 
     from tagsmith.model.packing import keep_freed_memory
     from tagsmith.pipeline import train as run
+    from tagsmith.tuning.parallel import ranks_here
 
     task, box, context = told["task"], told["box"], get_context()
     number, count = context.get_world_rank(), context.get_world_size()
@@ -246,9 +247,11 @@ def _work(told: dict[str, Any]) -> None:
     if Path(task.folder).is_dir():
         os.chdir(task.folder)  # Ray has gone elsewhere, and paths may be relative
     keep_freed_memory()
+    # The first one's word: another may have come in before it, and have found the group before this one.
+    again = ranks_here().agreed(found.groups > 1)[0]
     listen = Reporter(box, f"Worker {number + 1} of {count}")
     if number == 0:
-        listen(_told_of(count, again=found.groups > 1))
+        listen(_told_of(count, again=again))
     try:
         run(
             task.source,
@@ -257,7 +260,7 @@ def _work(told: dict[str, Any]) -> None:
             out=task.out,
             config=task.config,
             force=task.force,
-            resume=task.resume or found.groups > 1,
+            resume=task.resume or again,
             ready=ray.get(task.ready),
             is_searched=True,
             stop=listen.stop,

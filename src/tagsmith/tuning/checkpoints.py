@@ -65,6 +65,9 @@ class CheckpointFile:
         """Replace the checkpoint before; ResourceError as in `save_checkpoint`."""
         started = time.monotonic()
         save_checkpoint(self.path, Checkpoint(checkpoint.tensors, {**checkpoint.state, "origin": self.origin}))
+        self._written(started)
+
+    def _written(self, started: float) -> None:
         self._written_at = time.monotonic()
         self._cost = self._written_at - started
 
@@ -72,7 +75,7 @@ class CheckpointFile:
         """The checkpoint, None where there is none that is whole; DataError where it belongs to another run."""
         found = load_checkpoint(self.path)
         if found is not None:
-            _require_same(found.state["origin"], _plain(self.origin), self.path.parent)
+            require_same(found.state["origin"], _plain(self.origin), self.path.parent)
         return found
 
 
@@ -87,7 +90,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         _sweep(path.parent)
         _write(aside, checkpoint)
         aside.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except (OSError, SafetensorError) as error:
         aside.unlink(missing_ok=True)
         number = disk_errno(error)
@@ -112,10 +115,11 @@ def _write(aside: Path, checkpoint: Checkpoint) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     state = json.dumps(checkpoint.state)
     save_file(tensors, aside, metadata={"state": state, "sha256": _digest(tensors, state)})
-    _flush(aside)
+    flush(aside)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """See that a file, or the names in a folder, outlive a loss of power."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -196,7 +200,8 @@ def _plain(origin: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(origin))
 
 
-def _require_same(was: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def require_same(was: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """DataError, which names what differs, unless a checkpoint belongs to this run."""
     found = list(_differences(was, now))
     if found:
         raise DataError(
@@ -244,6 +249,7 @@ def _decides(name: str) -> bool:
         "tuning.elastic",
         "tuning.checkpoint_s",
         "tuning.device",
+        "tuning.sharding",
     ):  # which device it is, the origin says by itself
         return False
     return name in ("seed", "evaluation.metric") or name.startswith(("model.", "tuning."))

@@ -23,6 +23,7 @@ from tagsmith.model.device import device_of, sent
 from tagsmith.tuning.losses import right_rows, summed_loss
 from tagsmith.tuning.methods import step_arithmetic
 from tagsmith.tuning.parallel import ranks_here
+from tagsmith.tuning.sharding import Shards, whole
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ class Learner:
         class_weights_C: Tensor | None,
         states: States | None,
         start: int | None,
+        shards: Shards | None = None,
     ) -> None:
         self.classifier, self.part, self.config = classifier, part, config
         self.weights, self.optimizer = list(weights), optimizer
-        self.states, self.start = states, start
+        self.states, self.start, self.shards = states, start, shards
         self.device, self.ranks = device_of(classifier), ranks_here()
         self.has_own_states = states is not None and len(states.tokens) < len(part.tokens)
         self.class_weights_C = None if class_weights_C is None else class_weights_C.to(self.device)
@@ -68,6 +70,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.skipped = 0
         self.tokens_per_batch, self.notes = config.tokens_per_batch, list[str]()
+        self._shortest = np.array([part.tokens.sizes.argmin()])
 
     def step(self, rows: np.ndarray) -> tuple[float, int]:
         """Learn from some rows: their mean loss and how many were answered right before the weights moved.
@@ -78,7 +81,8 @@ class Learner:
             self.classifier.train()
         own = self.ranks.owned(rows) if self.has_own_states else self.ranks.share(rows)
         loss, right = self._told(self._fitting_gradients(own, rows_in_step=len(rows)))
-        self.ranks.add_gradients(self.weights)
+        if self.shards is None:  # divided weights add theirs on the way back
+            self.ranks.add_gradients(self.weights)
         self.scaler.unscale_(self.optimizer)
         self._clip()
         if math.isfinite(loss):
@@ -99,12 +103,21 @@ class Learner:
         # One micro-batch after another on all cores: side by side, each would cast the weights to bf16 anew, which
         # measured twice as slow at 16 rows a step.
         micros = packed(rows, self.part.tokens.sizes, tokens_per_batch=self.tokens_per_batch)
-        return [self._backward(micro, rows_in_step=rows_in_step) for micro in micros]
+        if self.shards is None:
+            return [self._backward(micro, rows_in_step=rows_in_step) for micro in micros]
+        level = self.shards.level(micros, self._shortest)
+        found = [self._backward(micro, rows_in_step=rows_in_step, counts=counts) for micro, counts in level]
+        return found[: len(micros)]
 
     def _take_less(self, error: Exception) -> None:
         """Halve the micro-batches of all further steps where memory ran out, once; ResourceError the second time."""
         if not is_out_of_memory(error):
             raise error
+        if self.shards is not None:  # the others wait in the midst of their batches
+            raise ResourceError(
+                f"Memory ran out with micro-batches of {self.tokens_per_batch} tokens (tuning.tokens_per_batch). "
+                f"{self._what_needs_less()} Or take more workers, which divide the weights."
+            ) from error
         size, wanted = self.tokens_per_batch, self.config.tokens_per_batch
         if size < wanted:
             raise ResourceError(
@@ -139,7 +152,7 @@ class Learner:
 
     def _clip(self) -> None:
         gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         # Most steps are shorter, and need no second look at every gradient; an accelerator is not asked, but told.
         if self.device.type != "cpu" or norm > self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(self.weights, self.config.clip, norm)
@@ -151,8 +164,8 @@ class Learner:
         self.scaler.update()
         self.skipped += self.scaler.is_enabled() and self.scaler.get_scale() < before
 
-    def _backward(self, micro: np.ndarray, *, rows_in_step: int) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a micro-batch; its share of the step's loss, and its right answers."""
+    def _backward(self, micro: np.ndarray, *, rows_in_step: int, counts: bool = True) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a micro-batch, if it counts; its share of the step's loss, and its right answers."""
         truth = sent(self.part.truth[micro], self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
             logits_BC = self._logits(micro)
@@ -164,7 +177,7 @@ class Learner:
             focal_gamma=tuning.focal_gamma if tuning.loss == "focal" else 0.0,
             label_smoothing=tuning.label_smoothing,
         )
-        loss = loss / rows_in_step
+        loss = loss / rows_in_step if counts else 0.0 * loss
         self.scaler.scale(loss).backward()
         return loss.detach(), right_rows(logits_BC, truth).sum()
 

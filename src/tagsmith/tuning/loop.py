@@ -23,7 +23,7 @@ from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, frozen_states
 from tagsmith.model.adapters import Adapter, adapted_layers, attach, detach
 from tagsmith.model.classifier import Classifier, Scorer, finish_states
-from tagsmith.model.device import arithmetic, device_of, put_random_states, random_states
+from tagsmith.model.device import arithmetic, choose_device, device_of, put_random_states, random_states
 from tagsmith.model.heads import LinearHead
 from tagsmith.model.products import learning_products
 from tagsmith.model.quantized import quantize
@@ -31,12 +31,15 @@ from tagsmith.model.state_cache import StateCache
 from tagsmith.tuning.averaging import Best
 from tagsmith.tuning.checkpoints import Checkpoint, CheckpointFile, origin_of, pack_optimizer, unpack_optimizer
 from tagsmith.tuning.contrastive import contrast
+from tagsmith.tuning.dividing import require_shardable
 from tagsmith.tuning.learner import Learner, Part
 from tagsmith.tuning.losses import held_out_accuracy, held_out_loss
 from tagsmith.tuning.methods import first_tuned_block, trainable
 from tagsmith.tuning.optimizers import build_optimizer, set_rates
 from tagsmith.tuning.parallel import divided_states, own_states, ranks_here
 from tagsmith.tuning.probes import EARLY_STEPS, MOST_STEPS, fit_head, seen_by_head
+from tagsmith.tuning.sharded_checkpoints import SHARDED, ShardedCheckpoint
+from tagsmith.tuning.sharding import Shards
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 """From truth `(N,)` and probabilities `(N, C)` to a score; larger is better."""
@@ -124,7 +127,9 @@ class Loop:
     ) -> None:
         self.classifier, self.parts, self.config = classifier, parts, config
         self.metric, self.stop = metric, stop
-        self.device, self.ranks = device_of(classifier), ranks_here()
+        self.ranks = ranks_here()
+        self.shards = self._shards() if config.tuning.sharding == "fully" else None
+        self.device = device_of(classifier) if self.shards is None else self.shards.device
         self.dtype = arithmetic(config.tuning.precision, self.device)
         self.class_weights_C = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         if self._is_probe and config.tuning.average != "none":
@@ -135,11 +140,18 @@ class Loop:
         self.tuned = Tuned(start=first_tuned_block(config.tuning, classifier.backbone.depth))
         self.step, self.stale, self.is_finished = 0, 0, False
         self.file = None if checkpoint is None else self._file_in(checkpoint)
+        if self.shards is not None:
+            self.classifier = self.shards.classifier
         self._seconds_per_step: float | None = None
         self._diverged = False
         self._recent: list[
             tuple[float, int, int]
         ] = []  # loss, right answers and rows of the steps since the last evaluation
+
+    def _shards(self) -> Shards:
+        device = choose_device(self.config.tuning.device)
+        require_shardable(self.config, device)
+        return Shards(self.classifier, device, self.ranks)
 
     def events(self, *, resume: bool = False) -> Generator[Event, None, None]:
         """Tune, saying what happens."""
@@ -168,6 +180,7 @@ class Loop:
             class_weights_C=self.class_weights_C,
             states=self.tuned.states.get("train"),
             start=self.tuned.start,
+            shards=self.shards,
         )
         self.best = Best(self.weights, self.config.tuning)
         torch.manual_seed(self.config.seed + self.ranks.number)  # dropout differs from process to process
@@ -187,6 +200,8 @@ class Loop:
 
     def _leave(self) -> None:
         """Hand over the classifier, and states of all rows or none: whoever looks back computes what is not there."""
+        if self.shards is not None:
+            self.classifier = self.shards.gather()
         self.classifier.requires_grad_(False).eval()
         self.classifier.backbone.recomputes = False
         self.tuned.steps = self.step
@@ -241,7 +256,7 @@ class Loop:
     @property
     def _multiplies_by_onednn(self) -> bool:
         is_plain = not (self.config.tuning.method == "lora" or self.config.tuning.compile)
-        return is_plain and self.device.type == "cpu" and self.learner.dtype is torch.float32
+        return is_plain and self.shards is None and self.device.type == "cpu" and self.learner.dtype is torch.float32
 
     @property
     def _adapter_settings(self) -> dict[str, Any]:
@@ -408,7 +423,11 @@ class Loop:
         """Uncalibrated probabilities `(N, C)` of a part, under the weights of this moment, in fp32."""
         self.classifier.eval()
         rows = np.arange(len(self.parts[name].truth))
-        if len(rows) < self.ranks.count or self.ranks.count == 1:
+        if self.shards is not None:
+            own = self.ranks.share(rows)
+            logits = self.shards.logits(self.parts[name].tokens, own)
+            logits_NC = self.ranks.collected(logits, own, total=len(rows))
+        elif len(rows) < self.ranks.count or self.ranks.count == 1:
             logits_NC = self._logits(name)
         else:
             own = self.ranks.share(rows)
@@ -432,8 +451,11 @@ class Loop:
 
     def _file_in(self, folder: Path) -> CheckpointFile:
         origin = origin_of(self.classifier, self.parts, self.config, class_weights_C=self.class_weights_C)
-        path = folder / f"seed-{self.config.seed}.safetensors"
-        return CheckpointFile(path, origin, seconds_apart=self.config.tuning.checkpoint_s)
+        path, apart = folder / f"seed-{self.config.seed}.safetensors", self.config.tuning.checkpoint_s
+        if self.shards is None:
+            return CheckpointFile(path, origin, seconds_apart=apart)
+        own = path.with_suffix(SHARDED)
+        return ShardedCheckpoint(own, origin, seconds_apart=apart, mesh=self.shards.mesh, ranks=self.ranks)
 
     def _stop_here(self) -> None:
         if self.file is None:
@@ -462,7 +484,7 @@ class Loop:
             "tokens_per_batch": self.learner.tokens_per_batch,
             **self.best.state(),
         }
-        if self.ranks.is_first:
+        if self.ranks.is_first or self.shards is not None:
             self.file.write(Checkpoint(tensors, state))
         self.ranks.wait()  # whoever goes on, in this process or another, finds it
 
