@@ -281,7 +281,7 @@ def write(given: argparse.Namespace) -> None:
         "machines of one CPU each (`ray.cluster_utils`), all on one computer; `overhead` uses a cluster as `--on ray`",
         "starts it. Start-up stands apart from work. Bundles answer by TF-IDF unless the command says otherwise.",
     ]
-    for name in PIECES:
+    for name in [*PIECES, "training"]:
         path = given.results / f"{name}.json"
         if path.is_file():
             told = json.loads(path.read_text())
@@ -298,6 +298,9 @@ def write(given: argparse.Namespace) -> None:
 
 
 def _tables(found: dict[str, Any]) -> list[str]:
+    if "trainings" in found:
+        lines = [_training(run) for run in found["trainings"]]
+        return _table(["#", *lines[0]], [[i, *each.values()] for i, each in enumerate(lines, start=1)])
     if "kills" in found:
         return _table(
             ["#", *found["kills"][0]], [[i, *each.values()] for i, each in enumerate(found["kills"], start=1)]
@@ -312,6 +315,22 @@ def _tables(found: dict[str, Any]) -> list[str]:
         said += [f"Overhead of one worker: {one / alone - 1:+.1%} of the work's time."] if one else []
         said += [f"Two workers against one: {one / two:.2f} times the throughput."] if one and two else []
     return told + (["", " ".join(said)] if said else [])
+
+
+def _training(run: dict[str, Any]) -> dict[str, Any]:
+    """A machine lost in a training, as a line."""
+    many, log_loss = run["on_cluster"], run["test_log_loss"]
+    return {
+        "sharding": run["sharding"],
+        "killed at step": many["killed_at"],
+        "of steps": many["steps"],
+        "steps lost": many["missing"],
+        "made twice": many.get("made_twice", 0),
+        "seconds of these": many.get("seconds_of_these", 0.0),
+        "seconds without steps": many.get("seconds_without_steps", ""),
+        "workers then": run["workers"][-1].split("checkpoint: ")[-1].split(",")[0],
+        "log loss, one process": f"{log_loss['many']:.6f}, {log_loss['one']:.6f}",
+    }
 
 
 def _table(head: list[Any], rows: list[list[Any]]) -> list[str]:

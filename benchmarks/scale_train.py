@@ -1,6 +1,7 @@
 """A machine killed while a cluster trains: do the others go on, and how much is made twice?
 
-`python benchmarks/scale_train.py SOURCE [--backbone NAME] [--rows N] [--write FILE]`. The cluster has a head without
+`python benchmarks/scale_train.py SOURCE [--backbone NAME] [--rows N]`, once for each line of
+the page that `scale.py write` makes. The cluster has a head without
 CPUs and two machines of one CPU, all processes of this machine that listen on loopback alone. One of the two is killed
 at a third of the steps; the same training runs on one process for comparison.
 """
@@ -13,6 +14,7 @@ import os
 import platform
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ class Course:
         numbers = [number for _, number, _ in self.steps]
         back = next((i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1]), None)
         found = {"steps": max(numbers), "missing": len(set(range(1, max(numbers) + 1)) - set(numbers))}
+        found["killed_at"] = self._at
         if back is not None:
             found |= {
                 "made_twice": numbers[back - 1] - numbers[back] + 1,
@@ -65,9 +68,11 @@ def main() -> None:
     parser.add_argument("--backbone", default="minilm-l6")
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--checkpoint-s", type=float, default=5.0)
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--sharding", choices=["none", "fully"], default="none")
+    parser.add_argument("--results", type=Path, default=Path("build/scale"))
     given = parser.parse_args()
     tuning = {"method": "full", "epochs": 2, "patience": 99, "precision": "fp32", "checkpoint_s": given.checkpoint_s}
+    tuning["sharding"] = given.sharding
     config = Config.of(
         {
             "data": {"split": "hash"},
@@ -78,11 +83,21 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         found = measured(given.source, config, Path(folder))
-    found["machine"] = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-    text = json.dumps(found, indent=1)
-    print(text)
-    if given.write:
-        given.write.write_text(text + "\n", encoding="utf-8")
+    found["sharding"] = given.sharding
+    print(json.dumps(found, indent=1))
+    keep(found, given)
+
+
+def keep(found: dict[str, Any], given: argparse.Namespace) -> None:
+    """Add a run to those before."""
+    path = given.results / "training.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs = json.loads(path.read_text())["found"]["trainings"] if path.is_file() else []
+    command = f"python benchmarks/scale_train.py {given.source} --backbone {given.backbone} --rows {given.rows}"
+    command += f" --checkpoint-s {given.checkpoint_s:g}"
+    where = f"{os.cpu_count()} cores ({platform.machine()}), {datetime.now(UTC):%Y-%m-%d}"
+    told = {"found": {"trainings": [*runs, found]}, "command": command, "where": where}
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def measured(source: str, config: Config, folder: Path) -> dict[str, Any]:

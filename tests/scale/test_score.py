@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import time
+from functools import partial
 
 import polars as pl
 import pytest
@@ -11,8 +13,9 @@ from tagsmith.deployment.journal import NAME, folder_of
 from tagsmith.deployment.scoring import Portion, score
 from tagsmith.errors import ResourceError, SettingError
 from tagsmith.scale import nodes as scale_nodes
+from tagsmith.scale import pool
 from tagsmith.scale import score as scale_score
-from tagsmith.scale.pool import Lost
+from tagsmith.scale.pool import Lost, Patience
 from tagsmith.scale.score import Task, Worker, _after_loss, score_on
 
 pytestmark = pytest.mark.ray
@@ -98,6 +101,38 @@ def test_a_row_that_kills_its_workers_is_set_aside_and_all_others_are_labelled(
     assert found.filter(pl.col("remark") == "failed")["id"].to_list() == ["33"]
     assert found.filter(pl.col("predicted_label").is_null())["id"].to_list() == ["33"]
     assert heard[-1].values["text"].startswith("1 of 230 rows could not be computed")
+
+
+def test_a_row_at_which_a_worker_hangs_is_set_aside_and_counted(
+    on_two, rows, source, save_csv, tmp_path, monkeypatch, heard
+):
+    hanging = [(number, "hangs its worker" if i == 33 else text) for i, (number, text) in enumerate(rows)]
+    save_csv(source, hanging, header=("id", "text"))
+
+    class Slow(Worker):
+        def answers(self, texts):
+            if "hangs its worker" in texts:
+                time.sleep(3600)
+            return super().answers(texts)
+
+    monkeypatch.setattr(scale_score, "Worker", Slow)
+    monkeypatch.setattr(pool, "Patience", partial(Patience, least_s=0.5, first_s=2.0))
+    monkeypatch.setattr(pool, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    assert on_two(tmp_path / "out.csv", listen=heard.append) == 230
+    found = pl.read_csv(tmp_path / "out.csv", infer_schema=False)
+    assert found.select("id", "text").rows() == hanging
+    assert found.filter(pl.col("remark") == "failed")["id"].to_list() == ["33"]
+    told = [str(event.values["text"]) for event in heard if event.name == "note"]
+    assert any(text.startswith("A worker gave no answer to rows 20 to 39 for ") for text in told)
+    assert told[-1].startswith("1 of 230 rows could not be computed")
+
+
+def test_patience_is_many_times_what_others_took():
+    patience = Patience(least_s=60, first_s=900, times=20)
+    assert patience.limit(1024) == 900
+    patience.note(1024, 10.0)
+    assert patience.limit(1024) == pytest.approx(60 + 200)
+    assert patience.limit(1) == pytest.approx(60, abs=1)
 
 
 def test_workers_that_die_while_they_load_are_given_up_in_one_paragraph(on_two, tmp_path, monkeypatch):

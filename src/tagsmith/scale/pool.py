@@ -20,13 +20,45 @@ _IN_HAND = 2
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_WITHOUT_WORKERS = 300.0
 _FAILED_STARTS = 3
+_OUT_OF_MEMORY = 3
+"""So often in a row workers may be ended for want of memory, before the machine is to blame and no row."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker of a task died; `blamed` where it was at this task, and its machine lives on."""
+    """The worker of a task died; `blamed` where it was at this task, and its machine lives on.
+
+    `hung_s` are the seconds after which it was ended because it gave no answer; None where it died by itself.
+    """
 
     blamed: bool
+    hung_s: float | None = None
+
+
+@dataclass
+class Patience:
+    """How long a task may take, by what others took: many times the mean, and never less than `least_s`.
+
+    A worker that computes a slow row looks like one that hangs. Who is ended wrongly loses time and no row: tasks come
+    back in halves, and a single row has `least_s`.
+    """
+
+    least_s: float = 60.0
+    first_s: float = 900.0
+    times: float = 20.0
+    _units: float = 0.0
+    _seconds: float = 0.0
+
+    def note(self, units: float, seconds: float) -> None:
+        """A task of so many units was done."""
+        self._units += units
+        self._seconds += seconds
+
+    def limit(self, units: float) -> float:
+        """Seconds for a task; before any was done nothing is known, and `first_s` must do."""
+        if not self._units:
+            return self.first_s
+        return self.least_s + self.times * units * self._seconds / self._units
 
 
 @dataclass
@@ -37,6 +69,8 @@ class Hand:
     started: Any
     node: str | None = None
     tasks: deque[tuple[Any, Any]] = field(default_factory=deque)
+    since: float = 0.0
+    """When it began with the oldest of them."""
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Have the worker do something; gives what its result is asked by."""
@@ -47,11 +81,21 @@ class Pool:
     """As many workers as a plan wants and a cluster holds, all alike; use it as a context manager.
 
     `worker` has a method `start`, which is called once on each and whose results must be the same. `starting` says in
-    words what a worker loads, for the error of those that cannot.
+    words what a worker loads, for the error of those that cannot. `units` says how large a task is; one that takes far
+    longer than others of its size has its worker ended, as if it had died.
     """
 
-    def __init__(self, worker: Any, need: Need, *, starting: str) -> None:
-        self._worker, self._need, self._starting = worker, need, starting
+    def __init__(
+        self,
+        worker: Any,
+        need: Need,
+        *,
+        starting: str,
+        units: Callable[[Any], float] = lambda task: 1.0,
+        patience: Patience | None = None,
+    ) -> None:
+        self._worker, self._need, self._starting, self._units = worker, need, starting, units
+        self._patience, self._out_of_memory = patience or Patience(), 0
         self._hands: list[Hand] = []
         self._told: Any = None
         self._failed_starts = 0
@@ -105,6 +149,7 @@ class Pool:
                     task = more()
                     if task is None:
                         return
+                    hand.since = time.monotonic() if not hand.tasks else hand.since
                     hand.tasks.append((submit(hand, task), task))
 
     def _wait(self) -> list[Any]:
@@ -125,6 +170,8 @@ class Pool:
                 self._begin(hand)
             elif hand.tasks and hand.tasks[0][0] in ready:
                 found += self._take(hand)
+            elif hand.tasks and time.monotonic() - hand.since > self._patience.limit(self._units(hand.tasks[0][1])):
+                found += self._give_up(hand, hung_s=time.monotonic() - hand.since)
         now = time.monotonic()
         if any(hand.node for hand in self._hands):
             self._had_workers = now
@@ -174,12 +221,39 @@ class Pool:
             _raise_ours(error)
             if isinstance(error, ray.exceptions.RayTaskError):
                 raise
-            self._hands.remove(hand)
-            ray.kill(hand.actor)  # it may live on behind a network that does not
-            alive = hand.node in {node.id for node in living()}
-            return [(task, Lost(blamed=alive and i == 0)) for i, (_, task) in enumerate(hand.tasks)]
+            self._require_memory(error)
+            return self._give_up(hand)
         hand.tasks.popleft()
+        now = time.monotonic()
+        self._patience.note(self._units(task), now - hand.since)
+        hand.since, self._out_of_memory = now, 0
         return [(task, result)]
+
+    def _give_up(self, hand: Hand, *, hung_s: float | None = None) -> list[tuple[Any, Any]]:
+        """All tasks of a worker that died, or that hangs and is ended."""
+        import ray
+
+        self._hands.remove(hand)
+        ray.kill(hand.actor)  # it may live on behind a network that does not
+        alive = hand.node in {node.id for node in living()}
+        return [
+            (task, Lost(blamed=alive and i == 0, hung_s=hung_s if i == 0 else None))
+            for i, (_, task) in enumerate(hand.tasks)
+        ]
+
+    def _require_memory(self, error: BaseException) -> None:
+        """ResourceError where Ray ends one worker after the other because a machine runs out of memory."""
+        import ray
+
+        if not isinstance(error, ray.exceptions.OutOfMemoryError):
+            return
+        self._out_of_memory += 1
+        if self._out_of_memory >= _OUT_OF_MEMORY:
+            raise ResourceError(
+                f"{_OUT_OF_MEMORY} workers were ended one after the other because their machine ran out of memory, "
+                f"with {self.size} at work. Expected about {self._need.memory / 1e9:.1f} GB of memory for each; take "
+                "fewer by --workers, or machines with more. What is done is kept: go on with --resume."
+            ) from error
 
     def _fill(self) -> None:
         """As many workers as fit on the machines that there are now; machines may come back that are gone."""

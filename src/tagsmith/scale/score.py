@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tagsmith.deployment import scoring
 from tagsmith.deployment.engine import Answer
 from tagsmith.deployment.journal import finished, flushed
 from tagsmith.deployment.labelled import Answerer, Labelling, answers_or_aside, aside_of, set_aside
@@ -49,8 +50,8 @@ def score_on(
 ) -> int:
     """As `scoring.score`, by workers of one CPU each on the cluster `on`: as many as fit, at most `workers`.
 
-    Either finishes what the other began. A row that kills its worker again and again is set aside with the remark
-    `failed`; workers that are lost are replaced, and what they had in hand is computed anew.
+    Either finishes what the other began. A row that kills its worker again and again, or at which it hangs, is set
+    aside with the remark `failed`; workers that are lost are replaced, and what they had in hand is computed anew.
 
     Raises:
         SettingError: as `score`, or machines that differ, or that do not share the folders of `bundle` and `out`.
@@ -70,7 +71,7 @@ def score_on(
         require_same_file(folder / MANIFEST, nodes)
         require_shared(target.parent, nodes)
         worker = Worker(str(folder), engine, device)
-        with Pool(worker, _need(folder, device, workers), starting=f"the bundle '{bundle}'") as pool:
+        with Pool(worker, _need(folder, device, workers), starting=f"the bundle '{bundle}'", units=len) as pool:
             answerer = Answerer(manifest_hash(folder), pool.first(), labels.names, labels.multi_label)
             listen(_told_of(pool.size, answerer.engine))
             with begun(
@@ -155,6 +156,9 @@ class Task:
     end: int
     crashes: int = 0
 
+    def __len__(self) -> int:
+        return self.end - self.start
+
     @property
     def is_whole(self) -> bool:
         """Whether it is all of its part."""
@@ -194,12 +198,24 @@ def _label_all(work: Work, pool: Pool) -> None:
 
     for task, result in pool.run(more, submit):
         if isinstance(result, Lost):
+            _tell_of_hanging(task, result, work)
             again.extendleft(reversed(_after_loss(task, result, pieces, work)))
         elif isinstance(result, Written):
             path = work.parts.folder / result.name
             work.adopt(task.portion, aside=result.aside, written=path, sha256=result.sha256)
         else:
             _fill(task, result, pieces, work)
+
+
+def _tell_of_hanging(task: Task, lost: Lost, work: Work) -> None:
+    if lost.hung_s is None:
+        return
+    first = scoring.ROWS_AT_ONCE * task.portion.number + task.start
+    rows = f"row {first}" if len(task) == 1 else f"rows {first} to {first + len(task) - 1}"
+    text = (
+        f"A worker gave no answer to {rows} for {lost.hung_s:.0f} s and was ended: they are tried again or set aside."
+    )
+    work.listen(Event("deployment", "note", values={"text": text}))
 
 
 def _whole_parts(work: Work) -> Iterator[Task]:
@@ -215,7 +231,7 @@ def _after_loss(task: Task, lost: Lost, pieces: dict[int, Pieces], work: Work) -
     if not lost.blamed:
         return [task]
     task.crashes += 1
-    count = task.end - task.start
+    count = len(task)
     if task.crashes < (_CRASHES_OF_A_PART if count > 1 else _CRASHES_OF_A_ROW):
         return [task]
     pieces.setdefault(task.portion.number, Pieces(task.portion))
