@@ -25,12 +25,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 
 from tagsmith.config import Config
 from tagsmith.data.hands import OWN
@@ -227,11 +229,12 @@ def overhead(given: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     source = in_files(made_rows(given.rows, seed=given.seed), given.work / "made")
-    ready: list[float] = []
+    moments: list[Moment] = []
 
     def on(event: Event) -> None:
-        if event.name == "note" and "worker" in str(event.values["text"]):
-            ready.append(time.perf_counter())
+        is_ready = event.name == "note" and "engine" in str(event.values["text"])
+        if is_ready or (event.name == "progress" and event.step == given.rows):
+            moments.append(Moment.now())
 
     def on_cluster(workers: int) -> Callable[[Path], None]:
         return lambda out: score_on(
@@ -240,21 +243,47 @@ def overhead(given: argparse.Namespace) -> dict[str, Any]:
 
     def here(out: Path) -> None:
         bundle = load(given.bundle, engine=given.engine)
-        ready.append(time.perf_counter())
-        score(bundle, source, out=out, text="text")
+        moments.append(Moment.now())
+        score(bundle, source, out=out, text="text", listen=on)
 
     found: dict[str, Any] = {"rows": given.rows}
     for name, run in (("one process", here), ("one worker", on_cluster(1)), ("two workers", on_cluster(2))):
         if name not in given.only:
             continue
-        ready.clear()
+        moments.clear()
         out, began = given.work / "overhead.csv", time.perf_counter()
         out.unlink(missing_ok=True)
         run(out)
-        end = time.perf_counter()
-        found[name] = {"start_s": round(ready[0] - began, 1), "work_s": round(end - ready[0], 1)}
+        ready, end = moments
+        cpu = {f"{who} CPU s": round(end.cpu_s[who] - ready.cpu_s[who], 1) for who in WHO}
+        found[name] = {"start_s": round(ready.at - began, 1), "work_s": round(end.at - ready.at, 1), **cpu}
         print(name, found[name], file=sys.stderr)
     return found
+
+
+WHO = ("command", "workers", "rest of Ray")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When it is, and the CPU seconds that each group of processes has spent by then."""
+
+    at: float
+    cpu_s: dict[str, float]
+
+    @classmethod
+    def now(cls) -> Moment:
+        """Of this process and all that it started."""
+        spent = dict.fromkeys(WHO, 0.0)
+        own = psutil.Process()
+        for process in [own, *own.children(recursive=True)]:
+            try:
+                used, name = process.cpu_times(), " ".join(process.cmdline())
+            except psutil.Error:  # it has just ended
+                continue
+            who = "command" if process == own else "workers" if name.startswith("ray::_Actor") else "rest of Ray"
+            spent[who] += used.user + used.system
+        return cls(time.perf_counter(), spent)
 
 
 PIECES = {"splits": splits, "traffic": traffic, "answers": answers, "kills": kills, "overhead": overhead}
@@ -314,6 +343,10 @@ def _tables(found: dict[str, Any]) -> list[str]:
         one, two = (rows.get(name, {}).get("work_s") for name in ("one worker", "two workers"))
         said += [f"Overhead of one worker: {one / alone - 1:+.1%} of the work's time."] if one else []
         said += [f"Two workers against one: {one / two:.2f} times the throughput."] if one and two else []
+        spent = [sum(values for name, values in rows[way].items() if "CPU" in name) for way in rows]
+        said += [
+            f"CPU seconds against those of one process: {', '.join(f'{each / spent[0]:.3f}' for each in spent[1:])}."
+        ]
     return told + (["", " ".join(said)] if said else [])
 
 
@@ -359,8 +392,11 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     found = PIECES[given.piece](given)
     path = given.results / f"{given.piece}.json"
-    if given.piece == "overhead" and path.is_file():
-        found = json.loads(path.read_text())["found"] | found
+    before = json.loads(path.read_text())["found"] if path.is_file() else {}
+    if given.piece == "overhead" and before.get("rows") == given.rows:
+        found = before | found
+    if given.piece == "kills" and before.get("rows") == given.rows:
+        found["kills"] = before["kills"] + found["kills"]
     where = f"{os.cpu_count()} cores ({platform.machine()}), seed {given.seed}, {datetime.now(UTC):%Y-%m-%d}"
     command = f"python benchmarks/scale.py {given.piece} --rows {given.rows} --bundle {given.bundle.name}"
     command += f" --engine {given.engine}"

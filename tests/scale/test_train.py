@@ -135,6 +135,31 @@ def test_two_workers_that_divide_the_weights_train_the_same_bundle(cluster, toy_
 
 @pytest.mark.slow
 @pytest.mark.ray
+def test_further_seeds_are_tuned_side_by_side_to_the_same_report(cluster, toy_csv, settings, tmp_path, heard):
+    from tagsmith.pipeline import train as train_here
+
+    config = settings(seeds=4)
+    bundle = train(toy_csv, workers=(2, 2), config=config, out=tmp_path / "two", listen=heard.append)
+    alone = train_here(toy_csv, config=config, out=tmp_path / "one")
+    one, two = (json.loads((each.folder / "report.json").read_text())["seeds"] for each in (alone, bundle))
+    assert [run["seed"] for run in two] == [7, 8, 9, 10]
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert numbers(ours) == pytest.approx(numbers(theirs), abs=1e-3)
+    told = " ".join(str(event.values.get("text")) for event in heard if event.name == "note")
+    assert "Seed 8, 2 of 4." in told, "by the first worker"
+    assert "Worker 2 of 2: Seed 9, 3 of 4." in told
+
+
+def numbers(run):
+    """All numbers of a seed's report, flat."""
+    if isinstance(run, dict):
+        return [number for value in run.values() for number in numbers(value)]
+    return [run] if isinstance(run, int | float) else []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("sharding", ["none", "fully"])
 def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(sharding, cluster, toy_csv, settings, tmp_path):
     from safetensors.torch import load_file

@@ -69,6 +69,12 @@ def test_each_of_two_keeps_the_states_of_its_own_rows_alone(found):
     assert found["own_states"]["kept"] == [-(-ROWS // 2), ROWS // 2]
 
 
+def test_further_seeds_are_divided_and_each_is_what_one_process_makes_of_it(found):
+    assert found["seeds"]["same_bits"], "by both, and as alone"
+    assert found["seeds"]["curves"]
+    assert found["seeds"]["told"] == [["Seed 8, 2 of 4.", "Seed 10, 4 of 4."], ["Seed 9, 3 of 4."]]
+
+
 def test_a_process_alone_waits_for_nobody():
     alone, values = Ranks(), np.array([1.0, 2.0])
     assert launched() == alone == join("auto")
@@ -184,6 +190,21 @@ class Template:
         states = loop.learner.states
         return classifier.state_dict(), losses, 0 if states is None else len(states.tokens)
 
+    def tune_seeds(self):
+        """The further seeds of four: their weights and curves, and which of them were tuned here."""
+        from tagsmith.tuning.methods import copies, trainable
+        from tagsmith.tuning.seeds import tune_seeds
+
+        classifier = copy.deepcopy(self.classifiers["llama"])
+        config = self.config({"method": "last_layers", "blocks": 1, "seeds": 4})
+        parts = {name: self.parts["llama", name] for name in ("train", "validation")}
+        self.told.clear()
+        untuned = copies(trainable(classifier, config.tuning))
+        runs = tune_seeds(classifier, parts, config, untuned=untuned, metric=self.metric, listen=self.told.append)
+        told = [str(event.values["text"]) for event in self.told if event.name == "note"]
+        further = [(run.seed, dict(run.weights), run.tuned.curves) for run in runs[1:]]
+        return further, [text for text in told if text.startswith("Seed ")]
+
     def work(self, number):
         """What each of the two does: all plans, then one that stops and goes on."""
         torch.distributed.init_process_group(
@@ -194,6 +215,7 @@ class Template:
             timeout=timedelta(seconds=60),
         )
         left = {name: self.tune(plan) for name, plan in PLANS.items()}
+        left["seeds"] = self.tune_seeds()
         left["whole"] = self.tune({"method": "full"}, family="bert")[0]
         left["half"] = self.stopped({"method": "full"}, number, checkpoint=self.folder / "e")
         options = {"family": "bert", "checkpoint": self.folder / "c"}
@@ -248,6 +270,8 @@ def fork(function, number):
 def main(folder):
     template = Template(folder)
     alone = {name: template.tune(plan) for name, plan in PLANS.items()}
+    torch.set_num_threads(1)
+    seeds, _ = template.tune_seeds()
     children = [fork(template.work, number) for number in range(PROCESSES)]
     codes = [os.waitpid(child, 0)[1] for child in children]
     assert not any(codes), "a process failed"
@@ -260,6 +284,12 @@ def main(folder):
             "same_bits": same_bits(first[name][0], second[name][0]),
         }
         for name in PLANS
+    }
+    runs = [seeds, first["seeds"][0], second["seeds"][0]]
+    told["seeds"] = {
+        "same_bits": all(same_bits(one[1], run[1]) for some in runs for one, run in zip(seeds, some, strict=True)),
+        "curves": all(one[::2] == run[::2] for some in runs for one, run in zip(seeds, some, strict=True)),
+        "told": [first["seeds"][1], second["seeds"][1]],
     }
     told["own_states"]["kept"] = [first["own_states"][2], second["own_states"][2]]
     told["elastic"] = template.going_on_alone()

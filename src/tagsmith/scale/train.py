@@ -146,7 +146,8 @@ def train(
 
 def divided(config: Config, plan: Workers) -> Config:
     """The settings of a training by workers; a search must still see which of them were given."""
-    own = {"shard_states": True, "elastic": plan.fewest < plan.most or config.tuning.elastic}
+    # Further seeds are tuned side by side, each by one worker, from states of all rows.
+    own = {"shard_states": config.tuning.seeds == 1, "elastic": plan.fewest < plan.most or config.tuning.elastic}
     return Config.of(merge(config.model_dump(exclude_unset=True), {"tuning": own}))
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -128,11 +129,24 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+_BY_ITSELF = ContextVar("_BY_ITSELF", default=False)
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Within the block this process tunes as one that was never joined, while others do something else."""
+    token = _BY_ITSELF.set(True)
+    try:
+        yield
+    finally:
+        _BY_ITSELF.reset(token)
+
+
 def ranks_here() -> Ranks:
     """This process among those that PyTorch has joined; alone where it has joined none."""
     from torch import distributed
 
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if _BY_ITSELF.get() or not (distributed.is_available() and distributed.is_initialized()):
         return Ranks()
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 

@@ -7,7 +7,7 @@ score optimistic (STATISTICS.md 17).
 
 Where blocks are frozen the further seeds are tuned side by side, each on one core. The steps that are left are small,
 and a second thread does not halve them: two seeds of the book's recipe took 11 s beside each other on two cores, one on
-both of them 6 s.
+both of them 6 s. Several processes, on a cluster say, take the further seeds each for itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tagsmith.tuning.depth import cut_copy
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import Metric, StoppedError, Tuned, tune
 from tagsmith.tuning.methods import copies, put, trainable
-from tagsmith.tuning.parallel import ranks_here
+from tagsmith.tuning.parallel import by_itself, ranks_here
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def tune_seeds(
     seeds = range(config.seed + 1, config.seed + config.tuning.seeds)
     starts = [_Start(seed, {**untuned, **_drawn_head(classifier, config, seed=seed)}) for seed in seeds]
     share = partial(tuned_from, states=first.states)
-    if _can_stand_side_by_side(classifier, config, first):
+    if ranks_here().count > 1:
+        further = _divided(classifier, starts, config, share, listen)
+    elif _can_stand_side_by_side(classifier, config, first):
         further = _side_by_side(classifier, starts, config, share, first.start, listen)
     else:
         further = [_tuned(classifier, start, config, share, listen) for start in starts]
@@ -119,12 +121,43 @@ def _naming(seed: int, listen: Listener) -> Listener:
     return lambda event: listen(replace(event, values={**event.values, "seed": seed}))
 
 
+# ---- One process each
+
+
+def _divided(
+    classifier: Classifier, starts: Sequence[_Start], config: Config, tuned_from: Callable[..., Tuned], listen: Listener
+) -> list[SeedRun]:
+    """Each by one of several processes as by that one alone, from states that all have; then each is told to all."""
+    ranks = ranks_here()
+    with by_itself():
+        own = {
+            place: _tuned(classifier, start, config, tuned_from, listen)
+            for place, start in enumerate(starts)
+            if place % ranks.count == ranks.number
+        }
+    return [_told(own.get(place), classifier, config, by=place % ranks.count) for place in range(len(starts))]
+
+
+def _told(run: SeedRun | None, classifier: Classifier, config: Config, *, by: int) -> SeedRun:
+    """What the process `by` found, in all of them; kept states stay where they are."""
+    from torch import distributed
+
+    about: list[Any] = [None, None] if run is None else [run.seed, replace(run.tuned, states={})]
+    distributed.broadcast_object_list(about, src=by)
+    weights = copies(trainable(classifier, config.tuning)) if run is None else dict(run.weights)
+    for name in weights:
+        weights[name] = weights[name].contiguous()
+        distributed.broadcast(weights[name], src=by)
+    seed, tuned = about
+    return SeedRun(seed, tuned, weights)
+
+
 # ---- One core each
 
 
 def _can_stand_side_by_side(classifier: Classifier, config: Config, first: Tuned) -> bool:
     """Whether threads would not meet: they share PyTorch's one generator, which dropout and adapters draw from."""
-    alone = device_of(classifier).type == "cpu" and ranks_here().count == 1
+    alone = device_of(classifier).type == "cpu"
     draws = config.tuning.method == "lora" or _has_dropout(classifier)
     return alone and bool(first.start) and not draws and not config.tuning.compile
 
