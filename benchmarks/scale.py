@@ -174,7 +174,7 @@ def kills(given: argparse.Namespace) -> dict[str, Any]:
         with raylets(2) as cluster:
             for _ in range(given.times):
                 began, share = time.perf_counter(), float(random.uniform(0.2, 0.7))
-                told = kill(cluster, source, out, share, given)
+                told = {"seed": given.seed} | kill(cluster, source, out, share, given)
                 told |= _checked(out, given.rows, whole) | {"seconds": round(time.perf_counter() - began, 1)}
                 found.append({"killed": what, "at_share": round(share, 2), **told})
                 print(found[-1], file=sys.stderr)
@@ -295,9 +295,13 @@ CARE = """\
 Other programs ran on the same two cores, so that seconds say little; what is lost, doubled or different does not
 depend on them. Keys are 8 bytes for each of 25 bands, whatever the number of rows. What comes back are 16 bytes of
 marks a text, and 16 for each band in which a text meets another: near twins, and the few that meet by chance, which
-grow slowly with the rows. Not measured yet: the overhead of one worker against one process and what two workers gain,
-on a job of two minutes or more (`python benchmarks/scale.py overhead --engine torch-fp32 --bundle DIR --rows N`, on
-quiet cores).
+grow slowly with the rows.
+
+In the trainings a machine of two was killed at a third of the steps, and the other one went on. It takes Ray over a
+minute to be sure that a machine is gone; this dominates the seconds without steps. "Made twice" are the steps since the
+last checkpoint, by what was heard of them. A checkpoint is due after 5 seconds, or after twenty times what writing one
+takes: of divided weights (`fully`) that is more. MiniLM has dropout, which each worker draws for itself, so that the log
+losses differ by more than rounding; without dropout they do not (tests/scale/test_train.py).
 """
 
 

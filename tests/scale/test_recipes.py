@@ -57,6 +57,84 @@ def commands():
     return {"KubeRay": kuberay()["spec"]["entrypoint"], "SkyPilot": line[line.index("tagsmith train") :]}
 
 
+JOB = {
+    "activeDeadlineSeconds": int,
+    "backoffLimit": int,
+    "clusterSelector": dict,
+    "deletionStrategy": dict,
+    "entrypoint": str,
+    "entrypointNumCpus": float,
+    "entrypointNumGpus": float,
+    "entrypointResources": str,
+    "jobId": str,
+    "managedBy": str,
+    "metadata": dict,
+    "preRunningDeadlineSeconds": int,
+    "rayClusterSpec": dict,
+    "runtimeEnvYAML": str,
+    "shutdownAfterJobFinishes": bool,
+    "submissionMode": str,
+    "submitterConfig": dict,
+    "submitterPodTemplate": dict,
+    "suspend": bool,
+    "ttlSecondsAfterFinished": int,
+}
+CLUSTER = {
+    "authOptions": dict,
+    "autoscalerOptions": dict,
+    "enableInTreeAutoscaling": bool,
+    "gcsFaultToleranceOptions": dict,
+    "headGroupSpec": dict,
+    "headServiceAnnotations": dict,
+    "managedBy": str,
+    "rayVersion": str,
+    "suspend": bool,
+    "workerGroupSpecs": list,
+}
+OF_BOTH = {"labels": dict, "rayStartParams": dict, "resources": dict, "template": dict}
+HEAD = OF_BOTH | {"enableIngress": bool, "headService": dict, "serviceType": str}
+WORKERS = OF_BOTH | {
+    "groupName": str,
+    "idleTimeoutSeconds": int,
+    "maxReplicas": int,
+    "minReplicas": int,
+    "numOfHosts": int,
+    "replicas": int,
+    "scaleStrategy": dict,
+    "suspend": bool,
+}
+AUTHENTICATION = {"enableK8sTokenAuth": bool, "mode": str, "secretName": str}
+"""The fields that KubeRay 1.6 documents of its kinds, with their types; its operator drops others in silence."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        (JOB, lambda job: [job]),
+        (CLUSTER, lambda job: [job["rayClusterSpec"]]),
+        (AUTHENTICATION, lambda job: [job["rayClusterSpec"]["authOptions"]]),
+        (HEAD, lambda job: [job["rayClusterSpec"]["headGroupSpec"]]),
+        (WORKERS, lambda job: job["rayClusterSpec"]["workerGroupSpecs"]),
+    ],
+    ids=["job", "cluster", "authentication", "head", "workers"],
+)
+def test_the_manifest_has_the_fields_that_kuberay_documents(kind, where):
+    assert {name: kuberay()[name] for name in ("apiVersion", "kind")} == {"apiVersion": "ray.io/v1", "kind": "RayJob"}
+    for part in where(kuberay()["spec"]):
+        assert part.keys() <= kind.keys()
+        assert [name for name, value in part.items() if not isinstance(value, kind[name])] == []
+
+
+def test_the_numbers_of_workers_that_kuberay_may_start_hold_those_that_are_asked_for():
+    (workers,) = kuberay()["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert 0 <= workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    words = shlex.split(commands()["KubeRay"])
+    asked = [int(number) for number in words[words.index("--workers") + 1].split(":")]
+    assert asked == [workers["minReplicas"], workers["maxReplicas"]]
+    for group in (workers, kuberay()["spec"]["rayClusterSpec"]["headGroupSpec"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "numbers are refused"
+
+
 @pytest.mark.parametrize("where", ["KubeRay", "SkyPilot"])
 def test_every_option_that_is_given_exists_and_the_cluster_is_named(where):
     words = shlex.split(commands()[where])
