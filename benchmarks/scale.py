@@ -298,10 +298,10 @@ marks a text, and 16 for each band in which a text meets another: near twins, an
 grow slowly with the rows.
 
 In the trainings a machine of two was killed at a third of the steps, and the other one went on. It takes Ray over a
-minute to be sure that a machine is gone; this dominates the seconds without steps. "Made twice" are the steps since the
-last checkpoint, by what was heard of them. A checkpoint is due after 5 seconds, or after twenty times what writing one
-takes: of divided weights (`fully`) that is more. MiniLM has dropout, which each worker draws for itself, so that the log
-losses differ by more than rounding; without dropout they do not (tests/scale/test_train.py).
+minute to be sure that a machine is gone, which dominates the seconds without steps. "Made twice" are the steps since
+the last checkpoint, by what was heard of them. A checkpoint is due after 5 seconds, or after twenty times what writing
+one takes: of divided weights (`fully`) that is more. MiniLM has dropout, which each worker draws for itself, so that
+log losses differ by more than rounding; without dropout they do not (tests/scale/test_train.py).
 """
 
 
