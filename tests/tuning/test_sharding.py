@@ -126,7 +126,54 @@ def test_what_does_not_go_with_divided_weights_is_refused_in_one_paragraph():
     assert "\n" not in told
 
 
-# ---- The script
+@pytest.mark.slow
+def test_what_no_worker_can_hold_is_divided_unasked_and_written_as_the_same_bundle(toy_csv, quick_config, tmp_path):
+    """The whole pipeline by two processes that find a kilobyte of free memory."""
+    from safetensors.torch import load_file
+
+    from tagsmith.pipeline import train
+
+    plan = {"method": "full", "start": "random", "epochs": 1}
+    config = quick_config(tuning=plan, evaluation={"calibrate": False, "audit": False})
+    alone = train(toy_csv, out=tmp_path / "alone", config=config)
+    settings = tmp_path / "settings.json"
+    settings.write_text(config.model_dump_json(), encoding="utf-8")
+    words = [sys.executable, __file__, str(tmp_path / "together"), str(toy_csv), str(settings)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    finished = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "are divided among 2 (tuning.sharding)" in finished.stdout
+    one, two = (load_file(folder / "model.safetensors") for folder in (alone.folder, tmp_path / "together"))
+    assert max(float((one[name].float() - two[name].float()).abs().max()) for name in one) < 1e-4
+    recipe = json.loads((tmp_path / "together" / "tagsmith.json").read_text())
+    assert recipe["config"]["tuning"]["sharding"] == "fully"
+    assert not list(tmp_path.glob("together.*")), "no piece is left"
+
+
+# ---- The scripts
+
+
+def tell(event):
+    sys.stdout.write(f"{event.values.get('text', '')}\n")
+    sys.stdout.flush()
+
+
+def train_together(out, source, settings):
+    """Two processes run the pipeline, as a launcher would start them."""
+    from test_parallel import PROCESSES, fork
+
+    from tagsmith.pipeline import train
+    from tagsmith.tuning import dividing
+
+    def work(number):
+        dividing.free_beside_others = lambda device: 1000
+        meeting = f"file://{out.with_name('meeting')}"
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=PROCESSES)
+        config = Config.model_validate_json(settings.read_text())
+        train(source, out=out, config=config, listen=tell)
+
+    children = [fork(work, number) for number in range(PROCESSES)]
+    assert not any(os.waitpid(child, 0)[1] for child in children), "a process failed"
 
 
 def work(template, number):
@@ -222,4 +269,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if len(sys.argv) == 2 else train_together(*(Path(word) for word in sys.argv[1:]))

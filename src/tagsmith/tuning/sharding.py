@@ -32,7 +32,7 @@ class Shards:
 
     def __init__(self, whole: Classifier, device: torch.device, ranks: Ranks) -> None:
         self.whole, self.device, self.ranks = whole, device, ranks
-        _join_alone()
+        _join_alone(device)
         self.mesh = torch.distributed.init_device_mesh(device.type, (ranks.count,))
         self.classifier = self._divided()
 
@@ -100,10 +100,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def _join_alone() -> None:
+def _join_alone(device: torch.device) -> None:
     """One process without others is a group too: it goes on where several were."""
     from torch import distributed
 
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
         atexit.register(distributed.destroy_process_group)
