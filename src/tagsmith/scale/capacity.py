@@ -305,8 +305,8 @@ def train_flops(job: Job) -> float:
 
 
 def learning_bytes(job: Job) -> float:
-    """Memory of weights and optimizer: 2 bytes a frozen weight; 16 one that learns, its gradient and two moments."""
-    return 2 * (job.weights - job.learning) + 16 * job.learning
+    """Of a device: 2 bytes a frozen weight; 20 one that learns, its gradient, two moments and the best so far."""
+    return 2 * (job.weights - job.learning) + 20 * job.learning
 
 
 def state_cache_bytes(job: Job) -> float:
@@ -317,12 +317,12 @@ def state_cache_bytes(job: Job) -> float:
 def step_network_seconds(job: Job, *, bytes_s: float, devices: int, sharded: bool) -> float:
     """Seconds in which gradients change devices in one step.
 
-    A ring all-reduce sends 2 (d - 1) / d of 4 bytes a learning weight; FSDP gathers weights in bf16 twice and scatters
-    gradients once: 2 + 2 + 4 bytes, each (d - 1) / d (Rajbhandari et al. 2020, section 7).
+    A ring all-reduce sends 2 (d - 1) / d of 4 bytes a learning weight; FSDP gathers weights twice and scatters
+    gradients once: 4 + 4 + 4 bytes (fp32), each (d - 1) / d (Rajbhandari et al. 2020, section 7).
     """
     if devices == 1:
         return 0.0
-    each = (2 + 2) * job.weights + 4 * job.learning if sharded else 2 * 4 * job.learning
+    each = (4 + 4) * job.weights + 4 * job.learning if sharded else 2 * 4 * job.learning
     return each * (devices - 1) / devices / bytes_s
 
 
