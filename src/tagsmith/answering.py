@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagsmith.data.preparing import Prepared
+from tagsmith.deciding import decide, require_decidable
 from tagsmith.errors import SettingError
 from tagsmith.run import Answering, Result, Run
 
@@ -60,7 +61,7 @@ def fit_answering(
     calibration, prior = _at_prior(calibration, classifier, prepared, result, run)
     about |= {"prior": prior} if prior else {}
     if not labels.multi_label:
-        found = Answering(calibration, about=about)
+        found = decide(Answering(calibration, about=about), classifier, prepared, result, run)
         if not certify:
             return found
         return _abstaining(found, _rows(classifier, calibration, prepared, result), classifier, config)
@@ -192,6 +193,7 @@ def require_provable(prepared: Prepared, config: Config) -> None:
 
     asked = config.evaluation
     given = {"max_error": asked.max_error, "coverage": asked.coverage, "threshold_goal": asked.threshold_goal}
+    require_decidable(prepared, config)
     several = [f"evaluation.{name}" for name, value in given.items() if value is not None]
     if len(several) > 1:
         raise SettingError(f"{' and '.join(several)} each decide what is answered. Expected one of them.")

@@ -73,7 +73,10 @@ def look_back(
             found = explained(_with_nearest(found, theirs_ND, seen, labels), bundle, spare, run.listen)
         keys, training = _audited(seen, labels, run)
     keys |= {"mistakes": [without_text(mistake) for mistake in found]}
-    return Lookback(keys, PageTexts(mistakes=found, cells=cell_texts(test, truth, probs_NC), training=training))
+    return Lookback(
+        keys,
+        PageTexts(mistakes=found, cells=cell_texts(test, truth, probs_NC, bundle.engine.thresholds), training=training),
+    )
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ def look_at_others(
     keys: dict[str, Any] = {"mistakes": [without_text(mistake) for mistake in found]}
     if shift := _shift(bundle, table, truth, probs_NC, seed=seed):
         keys["shift"] = shift
-    return Lookback(keys, PageTexts(mistakes=found, cells=cell_texts(table, truth, probs_NC)))
+    return Lookback(keys, PageTexts(mistakes=found, cells=cell_texts(table, truth, probs_NC, bundle.engine.thresholds)))
 
 
 def _shift(

@@ -16,6 +16,7 @@ from tagsmith.run import Result, Run, truth_of
 
 if TYPE_CHECKING:
     from tagsmith.model.classifier import Classifier
+    from tagsmith.model.decision import Rule
     from tagsmith.model.hybrid import Hybrid, Mixing
 
 
@@ -39,11 +40,12 @@ def blend(classifier: Classifier, prepared: Prepared, result: Result, run: Run) 
 
 def llm_alone(
     classifier: Classifier, prepared: Prepared, result: Result, logits_NC: np.ndarray, run: Run
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The LLM of a hybrid by itself, calibrated as the whole is: probabilities `(N, C)` of test logits, and thresholds.
+) -> tuple[np.ndarray | None, Rule]:
+    """The LLM of a hybrid by itself, calibrated as the whole is: probabilities `(N, C)` of test logits, and its rule.
 
-    None for both where there is no hybrid; the thresholds are None where the likeliest label is answered.
+    None for both where there is no hybrid; the rule is None where the likeliest label is answered.
     """
+    from tagsmith.deciding import decision_for, is_decided
     from tagsmith.evaluation.scaling import fit_scaling
     from tagsmith.evaluation.thresholds import fit_thresholds
     from tagsmith.run import HELD_OUT
@@ -56,10 +58,12 @@ def llm_alone(
         result.logits_alone(classifier, name), truth, groups, offset=None, scaling="temperature", seed=run.config.seed
     )
     probs_NC = scaled.calibration.probabilities(logits_NC)
-    if not classifier.labels.multi_label:
+    if not classifier.labels.multi_label and not is_decided(run.config):
         return probs_NC, None
     held = [result.logits_alone(classifier, part) for part in HELD_OUT if len(result.parts[part].truth)]
     held_NC = scaled.calibration.probabilities(np.concatenate(held))
+    if not classifier.labels.multi_label:
+        return probs_NC, decision_for(held_NC, classifier.labels, prepared, result, run).decision
     return probs_NC, fit_thresholds(held_NC, result.held_out_truth, metric=run.config.evaluation.metric).values
 
 

@@ -265,7 +265,7 @@ def _as_json(text: str, answer: Answer, bundle: Bundle) -> str:
     values: dict[str, Any] = {"text": text}
     values |= {"labels": list(answer.labels)} if bundle.multi_label else {"label": answer.label}
     values["probabilities"] = dict(zip(bundle.labels, answer.probabilities, strict=False))
-    if bundle.engine.thresholds is not None:
+    if bundle.multi_label:
         values["thresholds"] = dict(zip(bundle.labels, bundle.engine.thresholds.tolist(), strict=True))
     values["truncated"] = answer.truncated
     return json.dumps(values | ({"reason": answer.reason} if answer.reason else {}), ensure_ascii=False)

@@ -241,8 +241,13 @@ class TuningConfig(Section):
 class EvaluationConfig(Section):
     """Stage 4: what is measured and what counts as better."""
 
-    metric: Literal["log_loss", "accuracy", "macro_f1", "micro_f1"] = "log_loss"
-    """What decides on the best step, on validation rows, and what several labels a row are compared by."""
+    metric: Literal["log_loss", "accuracy", "macro_f1", "micro_f1", "balanced_accuracy"] = "log_loss"
+    """What decides on the best step, on validation rows, what several labels a row are compared by, and with `rule`
+    which label is answered."""
+    rule: Literal["auto", "likeliest", "prior", "costs"] = "auto"
+    """Which label is answered: the `likeliest`; by its `prior`, the likeliest once its share is held against it, as far
+    as suits macro F1 or balanced accuracy best; by `costs`, the one that is expected to cost least. `auto` is `costs`
+    where `costs` are given, `prior` where `metric` is macro_f1 or balanced_accuracy, and the likeliest else."""
     margin: float = Field(1.0, gt=0)
     """Points of accuracy (with several labels a row: of F1) within which two models are called practically equal."""
     resamples: int = Field(2000, ge=200)

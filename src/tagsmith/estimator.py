@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from tagsmith.config import Config, merge, settings_of
 from tagsmith.data.table import Table
 from tagsmith.errors import DataError
+from tagsmith.model.decision import decided
 from tagsmith.pipeline import train
 
 if TYPE_CHECKING:
@@ -92,9 +93,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Sequence[str]) -> np.ndarray:
         """Labels `(N,)` of the kind that `fit` was given; with several labels a text a 0/1 matrix `(N, C)`."""
         probs_NC = self.predict_proba(X)
-        if not self.multilabel_:
-            return self.classes_[probs_NC.argmax(axis=1)]
         bundle: Bundle = self.bundle_
+        if not self.multilabel_:
+            own_NC = probs_NC[:, [self._names[name] for name in bundle.labels]]
+            answers = decided(own_NC, bundle.engine.thresholds)
+            return self.classes_[[self._names[bundle.labels[i]] for i in answers]]
         thresholds_C = np.ones(len(self.classes_))
         thresholds_C[[self._names[name] for name in bundle.labels]] = bundle.engine.thresholds
         return (probs_NC >= thresholds_C).astype(np.int64)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tagsmith.evaluation.sections import Asked
     from tagsmith.model.activations import States
     from tagsmith.model.classifier import Classifier, Scorer
+    from tagsmith.model.decision import Rule
     from tagsmith.tuning.loop import Tuned
 
 
@@ -65,8 +66,8 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
     probe_NC = probe.probabilities(frozen_features(bundle, result, run, "test", states=passed.states).numpy())
     rivals = bundle.baseline_probabilities(table.texts) | {"probe": probe_NC}
     thresholds = _thresholds(bundle, result, run)
-    if thresholds is not None and llm_thresholds is not None:
-        thresholds |= {"llm": llm_thresholds}
+    if llm_thresholds is not None:
+        thresholds = (thresholds or {}) | {"llm": llm_thresholds}
     cascade = _cascade(bundle, prepared, result, run, probs_NC, rivals["tfidf"])
     spare = Spare.of(bundle, None if run.forecast is None else run.forecast.plan)
     seeds = _seeds(bundle, result, probs_NC, further_NC, seed=config.seed)
@@ -245,14 +246,17 @@ def _working_prior(bundle: Bundle, priors: Mapping[str, float]) -> np.ndarray:
     return bundle.engine.labels.in_order(target or priors)
 
 
-def _thresholds(bundle: Bundle, result: Result, run: Run) -> dict[str, np.ndarray] | None:
-    """The bundle's, and those that the model would have had before tuning, fitted on the same rows."""
+def _thresholds(bundle: Bundle, result: Result, run: Run) -> dict[str, Rule] | None:
+    """The bundle's, and those that the model would have had before tuning, fitted on the same rows.
+
+    Before it was tuned a classifier for one label answered the likeliest one, whatever is decided since.
+    """
     from tagsmith.evaluation.thresholds import fit_thresholds
     from tagsmith.tuning.methods import swapped
 
     classifier, known = bundle.engine.classifier, bundle.thresholds
-    if known is None:
-        return None
+    if known is None or not bundle.multi_label:
+        return known
     with swapped(classifier, result.untuned):
         before_NC = classifier.calibration.probabilities(result.held_out_logits(classifier))
     fitted = fit_thresholds(before_NC, result.held_out_truth, metric=run.config.evaluation.metric)
@@ -274,18 +278,21 @@ def _discordance(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
 
     With several labels a row: how far their answers differ in what they are compared by.
     """
-    truth, thresholds = result.parts["validation"].truth, bundle.thresholds
-    if thresholds is not None:
-        from tagsmith.evaluation.set_comparison import paired_spread, primary_measure
+    truth, rules = result.parts["validation"].truth, bundle.thresholds or {}
+    if rules:
+        from tagsmith.evaluation.set_comparison import as_sets, compared_by, paired_spread
+        from tagsmith.model.decision import decided
 
         classifier, table = bundle.engine.classifier, prepared.splits.validation
         probs_NC = classifier.calibration.probabilities(result.logits(classifier, "validation"))
+        answers = decided(probs_NC, rules.get("model"))
+        rival = decided(bundle.baseline_probabilities(table.texts)["tfidf"], rules.get("tfidf"))
         return paired_spread(
-            truth,
-            probs_NC >= thresholds["model"],
-            bundle.baseline_probabilities(table.texts)["tfidf"] >= thresholds["tfidf"],
+            as_sets(truth, len(bundle.labels)),
+            as_sets(answers, len(bundle.labels)),
+            as_sets(rival, len(bundle.labels)),
             table.groups,
-            measure=primary_measure(run.config.evaluation.metric),
+            measure=compared_by(run.config.evaluation.metric, rules.get("model")),
         )
     llm = result.logits(bundle.engine.classifier, "validation").argmax(axis=1) == truth
     tfidf = bundle.baseline_probabilities(prepared.splits.validation.texts)["tfidf"].argmax(axis=1) == truth
@@ -345,8 +352,7 @@ def _seeds(
     found = [_about_seed(seed, result.tuned) | {"test": points(truth, probs_NC, thresholds=own)}]
     for each, logits_NC in zip(result.further, further_NC, strict=True):
         answering = each.answering
-        thresholds_C = None if answering.thresholds is None else answering.thresholds.values
-        test = points(truth, answering.calibration.probabilities(logits_NC), thresholds=thresholds_C)
+        test = points(truth, answering.calibration.probabilities(logits_NC), thresholds=answering.rule)
         found.append(_about_seed(each.run.seed, each.run.tuned) | {"test": test})
     return found
 

@@ -35,6 +35,7 @@ from tagsmith.data.pairs import PAIR
 from tagsmith.data.preparing import Prepared, limit_training, prepare, prepare_given
 from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import Table
+from tagsmith.deciding import note_decision
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.measuring import (
@@ -643,9 +644,9 @@ def _tune(
     result = Result(parts, first.tuned, untuned, sum(weight.numel() for _, weight in learning))
     blend(classifier, prepared, result, run)
     result.answering = fit_answering(classifier, prepared, result, run)
+    note_decision(result.answering, run)
     classifier.calibration, classifier.sureties = result.answering.calibration, result.answering.sureties
-    if result.answering.thresholds is not None:
-        classifier.thresholds = result.answering.thresholds.values
+    classifier.thresholds = result.answering.rule
     for other in others:
         with swapped(classifier, other.weights):
             result.further.append(FurtherSeed(other, fit_answering(classifier, prepared, result, run, certify=False)))

@@ -61,8 +61,7 @@ def refit(classifier: Classifier, prepared: Prepared, result: Result, run: Run, 
         kept.answering = fit_answering(classifier, prepared, kept, run)
     assert kept.answering is not None, "it was fitted before"
     classifier.calibration, classifier.sureties = kept.answering.calibration, kept.answering.sureties
-    if kept.answering.thresholds is not None:
-        classifier.thresholds = kept.answering.thresholds.values
+    classifier.thresholds = kept.answering.rule
     run.note(
         f"All scores are those of the classifier that learnt from {len(train.truth)} rows. The one that was saved has "
         f"then learnt anew, for {epochs} epoch{'s' * (epochs != 1)}, from {len(both.truth)}: the validation rows too "

@@ -15,7 +15,7 @@ import numpy as np
 from tagsmith.data.preparing import Prepared
 from tagsmith.events import Event, listened, silent
 from tagsmith.labels import Labels
-from tagsmith.run import HELD_OUT, Result, Run, truth_of
+from tagsmith.run import HELD_OUT, Result, Run, labels_of, truth_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.deployment.torch_engine import TorchEngine
     from tagsmith.model.activations import States
+    from tagsmith.model.decision import Rule
     from tagsmith.model.lexical import Lexical
 
 _MOST_ROWS_TO_CHOOSE = 1500
@@ -42,15 +43,15 @@ def fit_rivals(bundle: Bundle[TorchEngine], prepared: Prepared, result: Result, 
 
 
 def save_tfidf(folder: Path, lexical: Lexical, prepared: Prepared, result: Result, run: Run) -> None:
-    """Write TF-IDF into a bundle, its thresholds fitted as the model's own where a text may have several labels."""
+    """Write TF-IDF into a bundle, its thresholds or its decision for one label fitted as the model's own."""
     from tagsmith.deployment.baselines import write_baselines
 
     truth = result.parts["train"].truth
     if not lexical.multi_label:
         shares = np.bincount(truth, minlength=len(lexical.bias)) / len(truth)
-        write_baselines(folder, lexical, shares.tolist())
+        write_baselines(folder, lexical, shares.tolist(), thresholds=_decision_of(lexical, prepared, result, run))
         return
-    thresholds = {"majority": np.full(len(lexical.bias), _HALF)}
+    thresholds: dict[str, Rule] = {"majority": np.full(len(lexical.bias), _HALF)}
     thresholds["tfidf"] = _thresholds_of(lexical, prepared, result, run)
     write_baselines(folder, lexical, truth.mean(axis=0).tolist(), thresholds=thresholds)
 
@@ -85,6 +86,18 @@ def _thresholds_of(lexical: Lexical, prepared: Prepared, result: Result, run: Ru
     texts = [text for name in HELD_OUT for text in getattr(prepared.splits, name).texts]
     probs_NC = lexical.probabilities(texts)
     return fit_thresholds(probs_NC, result.held_out_truth, metric=run.config.evaluation.metric).values
+
+
+def _decision_of(lexical: Lexical, prepared: Prepared, result: Result, run: Run) -> dict[str, Rule]:
+    """How TF-IDF decides for one label; nothing where it answers the likeliest."""
+    from tagsmith.deciding import decision_for, is_decided
+
+    if not is_decided(run.config):
+        return {}
+    texts = [text for name in HELD_OUT for text in getattr(prepared.splits, name).texts]
+    labels = labels_of(prepared.splits.train)
+    fitted = decision_for(lexical.probabilities(texts), labels, prepared, result, run)
+    return {} if fitted.decision is None else {"tfidf": fitted.decision}
 
 
 # ---- The probe

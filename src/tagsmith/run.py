@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tagsmith.evaluation.thresholds import Thresholds
     from tagsmith.model.calibration import Calibration
     from tagsmith.model.classifier import Classifier
+    from tagsmith.model.decision import Decision, Rule
     from tagsmith.model.hybrid import Mixing
     from tagsmith.model.lexical import Lexical
     from tagsmith.tuning.depth import DepthChoice
@@ -117,6 +118,7 @@ class Run:
 class Answering:
     """How logits are answered: `calibration`; `thresholds` where a text may have several labels.
 
+    `decision` says which label of a text is answered, None for the likeliest.
     `sureties (C,)` are those from which labels are answered at all, None where they always are. `about` joins the
     section `calibration` of the report, `certificate` its section `abstention`.
     """
@@ -126,6 +128,12 @@ class Answering:
     sureties: np.ndarray | None = None
     about: dict[str, Any] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
+    decision: Decision | None = None
+
+    @property
+    def rule(self) -> Rule:
+        """What says which labels are answered."""
+        return self.decision if self.thresholds is None else self.thresholds.values
 
 
 @dataclass

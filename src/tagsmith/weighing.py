@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tagsmith.config import EvaluationConfig
     from tagsmith.deployment.bundle import Bundle
     from tagsmith.deployment.torch_engine import TorchEngine
+    from tagsmith.model.decision import Rule
     from tagsmith.sparing import Spare
 
 _SINGLE_TEXTS = 5
@@ -86,7 +87,7 @@ def bear(
     truth: np.ndarray,
     probs: Mapping[str, np.ndarray],
     *,
-    thresholds: Mapping[str, np.ndarray] | None,
+    thresholds: Mapping[str, Rule] | None,
     spare: Spare,
     config: EvaluationConfig,
     seed: int,
@@ -113,7 +114,7 @@ def bear(
     answered = {"model": model_NC, "tfidf": bundle.baseline_probabilities(damaged_texts)["tfidf"]}
 
     def right(name: str, found: np.ndarray) -> np.ndarray:
-        return right_rows(truth[chosen], found, None if thresholds is None else thresholds[name])
+        return right_rows(truth[chosen], found, (thresholds or {}).get(name))
 
     undamaged = {name: right(name, each[chosen]) for name, each in probs.items()}
     if again:

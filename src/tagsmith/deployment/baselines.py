@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tagsmith.model.calibration import Calibration
+from tagsmith.model.decision import Rule, plain_of, rule_of
 from tagsmith.model.lexical import Lexical
 
 BASELINE = "baseline"
@@ -22,11 +23,11 @@ def write_baselines(
     lexical: Lexical,
     priors: Sequence[float],
     *,
-    thresholds: Mapping[str, np.ndarray] | None = None,
+    thresholds: Mapping[str, Rule] | None = None,
 ) -> None:
     """Save the TF-IDF model and the labels' shares in training: vocabulary as JSON, numbers as safetensors.
 
-    `thresholds (C,)` are those of `majority` and `tfidf`, where a text may have several labels.
+    `thresholds (C,)` are those of `majority` and `tfidf`, where a text may have several labels, or decisions.
     """
     from safetensors.numpy import save_file
 
@@ -42,7 +43,7 @@ def write_baselines(
         "regularisation": lexical.regularisation,
         "priors": [float(prior) for prior in priors],
         "multi_label": lexical.multi_label,
-        "thresholds": {name: values.tolist() for name, values in (thresholds or {}).items()},
+        "thresholds": {name: plain_of(rule) for name, rule in (thresholds or {}).items()},
     }
     (baseline / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
 
@@ -84,7 +85,7 @@ def read_baselines(folder: Path) -> Baselines:
         regularisation=vocabulary["regularisation"],
         multi_label=bool(vocabulary.get("multi_label")),  # baselines of 0.1.0 say nothing
     )
-    thresholds = {name: np.array(values) for name, values in vocabulary.get("thresholds", {}).items()}
+    thresholds = {name: rule_of(plain) for name, plain in vocabulary.get("thresholds", {}).items()}
     probe = read_probe(folder)
     if probe is not None and probe.thresholds is not None:
         thresholds["probe"] = probe.thresholds
@@ -100,7 +101,7 @@ class Baselines:
 
     lexical: Lexical
     priors: tuple[float, ...]
-    thresholds: Mapping[str, np.ndarray]
+    thresholds: Mapping[str, Rule]
 
     def probabilities(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Probabilities `(N, C)` of each."""

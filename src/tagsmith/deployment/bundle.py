@@ -14,6 +14,7 @@ from tagsmith.data.cleaning import clean_texts
 from tagsmith.deployment.baselines import read_baselines
 from tagsmith.deployment.engine import Answer, Engine, open_engine, probabilities
 from tagsmith.deployment.recipe import cleaning_of, read_settings
+from tagsmith.model.decision import Rule
 
 E = TypeVar("E", bound=Engine)
 
@@ -38,13 +39,13 @@ class Bundle(Generic[E]):
         return self.engine.labels.multi_label
 
     @property
-    def thresholds(self) -> dict[str, np.ndarray] | None:
-        """The probabilities `(C,)` from which on labels are answered, by `model` and by each baseline.
+    def thresholds(self) -> dict[str, Rule] | None:
+        """The probabilities `(C,)` from which on labels are answered, by `model` and by each baseline, or decisions.
 
         None where the likeliest label is answered.
         """
-        own = self.engine.thresholds
-        return None if own is None else {"model": own} | dict(read_baselines(self.folder).thresholds)
+        own, baselines = self.engine.thresholds, read_baselines(self.folder).thresholds
+        return None if own is None and not baselines else {"model": own} | dict(baselines)
 
     def predict(self, texts: Sequence[str]) -> list[str | tuple[str, ...] | None]:
         """The label of each text, or all of its labels where it may have several; None for an empty text."""

@@ -14,6 +14,7 @@ import numpy as np
 from tagsmith.deployment.limits import Limits
 from tagsmith.deployment.problems import Problem
 from tagsmith.model.calibration import is_sure
+from tagsmith.model.decision import Decision, Rule, decided, rule_of
 
 Function = Literal["sigmoid", "softmax", "none"]
 
@@ -41,7 +42,7 @@ class About:
     engine: str
     labels: tuple[str, ...]
     multi_label: bool
-    thresholds: tuple[float, ...] | None
+    thresholds: Rule
     max_tokens: int | None
     long_texts: str
     pairs: bool
@@ -58,13 +59,13 @@ class About:
     @classmethod
     def of(cls, name: str, description: Mapping[str, Any]) -> About:
         """From what the engine process says."""
-        thresholds, sureties = description["thresholds"], description.get("sureties")
+        sureties = description.get("sureties")
         return cls(
             name=name,
             engine=description["engine"],
             labels=tuple(description["labels"]),
             multi_label=description["multi_label"],
-            thresholds=None if thresholds is None else tuple(thresholds),
+            thresholds=rule_of(description["thresholds"]),
             max_tokens=description["max_tokens"],
             long_texts=description["long_texts"],
             pairs=description["pairs"],
@@ -184,11 +185,11 @@ def result_of(
 
 def _labels_of(about: About, probs_C: np.ndarray) -> tuple[tuple[str, ...], bool]:
     """The labels, and whether it was abstained from them."""
-    best = int(probs_C.argmax())
+    if isinstance(about.thresholds, np.ndarray):
+        return tuple(about.labels[i] for i in np.flatnonzero(probs_C >= about.thresholds)), False
+    best = int(decided(probs_C[None], about.thresholds)[0])
     if about.sureties is not None and not is_sure(probs_C, best, np.array(about.sureties)):
         return (), True
-    if about.thresholds is not None:
-        return tuple(about.labels[i] for i in np.flatnonzero(probs_C >= np.array(about.thresholds))), False
     return (about.labels[best],), False
 
 
@@ -207,7 +208,14 @@ def scores(result: Result, about: About, function: Function | None = None) -> np
 
 
 def ranked(result: Result, about: About, *, top_k: int | None = None, function: Function | None = None) -> list[dict]:
-    """Labels with their scores, the best first; equal ones in output order."""
+    """Labels with their scores, the best first; equal ones in output order.
+
+    Where another label than the likeliest is decided for, that one is first.
+    """
     scores_C = scores(result, about, function)
-    order = np.argsort(-scores_C, kind="stable")[:top_k]
+    order = np.argsort(-scores_C, kind="stable")
+    if isinstance(about.thresholds, Decision) and result.label is not None:
+        answered = about.labels.index(result.label)
+        order = np.concatenate([[answered], order[order != answered]])
+    order = order[:top_k]
     return [{"label": about.labels[i], "score": float(scores_C[i])} for i in order]

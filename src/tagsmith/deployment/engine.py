@@ -18,6 +18,7 @@ from tagsmith.deployment.manifest import verify
 from tagsmith.deployment.recipe import read_settings
 from tagsmith.labels import Labels
 from tagsmith.model.calibration import is_sure
+from tagsmith.model.decision import Rule, decided
 
 TEXTS_AT_ONCE = 8192
 
@@ -45,7 +46,8 @@ class Answer:
 class Engine(Protocol):
     """What computes the answers of a bundle. All engines of one bundle give the same answers, by their gates.
 
-    `thresholds (C,)` are the probabilities from which on labels are answered, None where the likeliest one is;
+    `thresholds (C,)` are the probabilities from which on labels are answered, or a decision for one label, None where
+    the likeliest one is;
     `max_tokens` is what is read of a text at most, None for all of it.
     """
 
@@ -54,8 +56,8 @@ class Engine(Protocol):
     tokens_per_batch: int
 
     @property
-    def thresholds(self) -> np.ndarray | None:
-        """The probabilities `(C,)` from which on labels are answered."""
+    def thresholds(self) -> Rule:
+        """The probabilities `(C,)` from which on labels are answered, or the decision for one of them."""
         ...
 
     @property
@@ -139,16 +141,14 @@ def _computed(engine: Engine, texts: Sequence[str], pairs: Sequence[str] | None)
     return probs, truncated
 
 
-def _answer(
-    probs_C: np.ndarray, labels: Labels, thresholds: np.ndarray | None, sureties: np.ndarray | None, *, cut: bool
-) -> Answer:
+def _answer(probs_C: np.ndarray, labels: Labels, thresholds: Rule, sureties: np.ndarray | None, *, cut: bool) -> Answer:
     if np.isnan(probs_C).any():
         return Answer(None, None, (), cut, reason="empty")
     probs, names = tuple(float(p) for p in probs_C), labels.names
-    if thresholds is not None:
+    if isinstance(thresholds, np.ndarray):
         found = tuple(names[i] for i in np.flatnonzero(probs_C >= thresholds))
         return Answer(None, None, probs, cut, labels=found)
-    best = int(probs_C.argmax())
+    best = int(decided(probs_C[None], thresholds)[0])
     if sureties is not None and not is_sure(probs_C, best, sureties):
         return Answer(None, None, probs, cut, abstained=True)
     return Answer(names[best], probs[best], probs, cut, labels=(names[best],))

@@ -29,6 +29,7 @@ from tagsmith.deployment.manifest import MANIFEST, verify
 from tagsmith.deployment.pace import Cost
 from tagsmith.deployment.recipe import read_settings
 from tagsmith.errors import BundleError, TagsmithError
+from tagsmith.model.decision import plain_of
 
 EXACT, NEAR = 1e-4, 0.05
 """How far probabilities of probes may lie from the recorded ones: of an engine in fp32, and of one in fewer bits."""
@@ -188,7 +189,7 @@ def _describe(folder: Path, engine: Engine) -> dict[str, Any]:
         "engine": engine.name,
         "labels": list(engine.labels.names),
         "multi_label": engine.labels.multi_label,
-        "thresholds": None if thresholds is None else [float(each) for each in thresholds],
+        "thresholds": plain_of(thresholds),
         "sureties": None if sureties is None else [float(each) if each < np.inf else None for each in sureties],
         "proof": _proof(settings, engine),
         "max_tokens": engine.max_tokens,

@@ -13,6 +13,7 @@ from tagsmith.data.batching import length_sorted
 from tagsmith.data.encoding import Tokens, mean_of_pieces
 from tagsmith.deployment.engine import Answer, answers
 from tagsmith.deployment.recipe import Recipe
+from tagsmith.model.decision import Rule
 
 Rectangle = tuple[np.ndarray, np.ndarray]
 """Token ids `(B, L)` int64, padded on the right, and lengths `(B,)` int64."""
@@ -31,8 +32,8 @@ class GraphEngine:
         self._run = run
 
     @property
-    def thresholds(self) -> np.ndarray | None:
-        """The probabilities `(C,)` from which on labels are answered; None where the likeliest one is."""
+    def thresholds(self) -> Rule:
+        """What `Engine.thresholds` says."""
         return self._recipe.thresholds
 
     @property

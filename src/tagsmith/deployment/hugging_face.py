@@ -27,6 +27,7 @@ def require_expressible(settings: Mapping[str, Any]) -> None:
         )
     reasons = [
         f"it pools by '{model['pooling']}', where Hugging Face's decoders take the last token and its BERT the first",
+        *(["it does not answer the likeliest label"] if isinstance(settings.get("thresholds"), Mapping) else []),
         *(["its head is an MLP"] if model["head"] != "linear" else []),
         *([f"long texts are read as '{model['long_texts']}'"] if model["long_texts"] not in ("head", "tail") else []),
         *(["the prior of its re-balanced training rows is undone"] if settings["calibration"]["offset"] else []),

@@ -19,6 +19,7 @@ from tagsmith.deployment.engine import Engine, probabilities
 from tagsmith.deployment.held_out import HeldOut
 from tagsmith.evaluation.label_sets import f1_of, label_sums
 from tagsmith.model.calibration import is_sure
+from tagsmith.model.decision import Decision, Rule, decided
 
 TOLERANCE = 1e-4
 """How far probabilities of two engines in fp32 may differ."""
@@ -97,7 +98,7 @@ def compared(
     *,
     names: tuple[str, str],
     told: str,
-    thresholds: np.ndarray | None,
+    thresholds: Rule,
     sureties: np.ndarray | None = None,
 ) -> Parity:
     """Probabilities beside those of the reference; `names` are the engine's and the reference's.
@@ -179,9 +180,9 @@ def _unless(passed: bool, why: str) -> list[str]:
     return [] if passed else [why]
 
 
-def _answers(probs_NC: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+def _answers(probs_NC: np.ndarray, thresholds: Rule) -> np.ndarray:
     """Label ids `(N,)`, or sets `(N, C)` bool."""
-    return probs_NC.argmax(axis=1) if thresholds is None else probs_NC >= thresholds
+    return decided(probs_NC, thresholds)
 
 
 def _sure(probs_NC: np.ndarray, sureties: np.ndarray) -> np.ndarray:
@@ -189,8 +190,10 @@ def _sure(probs_NC: np.ndarray, sureties: np.ndarray) -> np.ndarray:
     return np.array([is_sure(probs_C, int(probs_C.argmax()), sureties) for probs_C in probs_NC], dtype=bool)
 
 
-def _margin(probs_NC: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+def _margin(probs_NC: np.ndarray, thresholds: Rule) -> np.ndarray:
     """How far each row is from another answer `(N,)`."""
+    if isinstance(thresholds, Decision):
+        return thresholds.margins(probs_NC)
     if thresholds is not None:
         return np.abs(probs_NC - thresholds).min(axis=1)
     if probs_NC.shape[1] < 2:

@@ -18,6 +18,7 @@ from tagsmith.deployment.hybrid import Mixer
 from tagsmith.errors import SettingError
 from tagsmith.labels import Labels
 from tagsmith.model.calibration import Calibration
+from tagsmith.model.decision import Rule, rule_of
 
 SETTINGS = "tagsmith.json"
 
@@ -50,9 +51,9 @@ def calibration_of(settings: Mapping[str, Any]) -> Calibration:
     return Calibration(about["temperature"], offset, multi_label, scales)
 
 
-def thresholds_of(settings: Mapping[str, Any]) -> np.ndarray | None:
-    """The probabilities `(C,)` from which on labels are answered; None where the likeliest one is."""
-    return np.array(settings["thresholds"]) if settings.get("multi_label") else None
+def thresholds_of(settings: Mapping[str, Any]) -> Rule:
+    """The probabilities `(C,)` from which on labels are answered, or the decision; None where the likeliest one is."""
+    return rule_of(settings.get("thresholds"))
 
 
 def sureties_of(settings: Mapping[str, Any]) -> np.ndarray | None:
@@ -113,7 +114,7 @@ class Recipe:
     labels: Labels
     encoder: Encoder
     calibration: Calibration
-    thresholds: np.ndarray | None
+    thresholds: Rule
     sureties: np.ndarray | None
     cleaning: tuple[str, ...]
     tokens_per_batch: int

@@ -159,7 +159,8 @@ def _told(answers: Answers) -> dict[str, Any]:
     (result,), about = answers.results, answers.about
     probabilities = dict(zip(about.labels, map(float, result.probs_C), strict=True))
     found: dict[str, Any] = {"labels": list(result.labels)} if about.multi_label else {"label": result.label}
-    found |= {} if about.multi_label else {"score": float(result.probs_C.max())}
+    if not about.multi_label:
+        found["score"] = float(result.probs_C.max()) if result.label is None else probabilities[result.label]
     return found | {"probabilities": probabilities, **remarks(result), "model_version": about.version}
 
 

@@ -113,7 +113,7 @@ async def models(request: Request) -> Response:
 
 def _classified(place: int, result: Result, about: About, raw: bool) -> dict[str, Any]:
     probs = [float(p) for p in scores(result, about, "none" if raw else None)]
-    best = about.labels[int(result.probs_C.argmax())]
+    best = result.label or about.labels[int(result.probs_C.argmax())]
     found = {"index": place, "label": best, "probs": probs, "num_classes": len(about.labels)}
     return found | ({"labels": list(result.labels)} if about.multi_label else {}) | remarks(result)
 

@@ -12,6 +12,7 @@ from tagsmith.deployment.limits import MOST_LINE_BYTES
 from tagsmith.deployment.live_model import LiveModel
 from tagsmith.deployment.metrics import CONTENT_TYPE
 from tagsmith.deployment.problems import not_ready
+from tagsmith.model.decision import plain_of
 
 router = APIRouter(tags=["Tagsmith"])
 
@@ -73,7 +74,7 @@ def _told(model: LiveModel) -> dict[str, Any]:
         "engine": about.engine,
         "labels": list(about.labels),
         "multi_label": about.multi_label,
-        "thresholds": None if about.thresholds is None else list(about.thresholds),
+        "thresholds": plain_of(about.thresholds),
         "abstention": about.proof,
         "pairs": about.pairs,
         "max_tokens": about.max_tokens,

@@ -13,6 +13,7 @@ from tagsmith.deployment.baselines import BASELINE, read_baselines
 from tagsmith.deployment.recipe import SETTINGS, read_settings
 from tagsmith.deployment.saving import write_probes
 from tagsmith.deployment.tfidf_engine import open_tfidf
+from tagsmith.model.decision import plain_of
 
 KIND = "tfidf"
 _KEPT = (SPLITS, "run.json")
@@ -45,7 +46,7 @@ def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         **kept,
         "kind": KIND,
         "hugging_face": False,
-        "thresholds": None if thresholds is None else thresholds.tolist(),
+        "thresholds": plain_of(thresholds),
         "model": {"pairs": settings["model"]["pairs"]},
         "calibration": {"temperature": 1.0, "offset": None, "folded_into_head": True},
     }

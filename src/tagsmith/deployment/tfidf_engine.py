@@ -18,6 +18,7 @@ from tagsmith.deployment.baselines import read_baselines
 from tagsmith.deployment.engine import Answer, answers
 from tagsmith.deployment.recipe import cleaning_of, joined_pairs, labels_of, tokens_per_batch_of
 from tagsmith.labels import Labels
+from tagsmith.model.decision import Rule
 from tagsmith.model.lexical import Lexical, Terms
 
 
@@ -33,7 +34,7 @@ class TfidfEngine:
         lexical: Lexical,
         labels: Labels,
         *,
-        thresholds: np.ndarray | None = None,
+        thresholds: Rule = None,
         cleaning: Sequence[str] = (),
         pairs: bool = False,
         tokens_per_batch: int = 512,
@@ -99,7 +100,7 @@ def open_tfidf(
     return TfidfEngine(
         baselines.lexical,
         labels,
-        thresholds=baselines.thresholds["tfidf"] if labels.multi_label else None,
+        thresholds=baselines.thresholds.get("tfidf"),
         cleaning=cleaning_of(settings),
         pairs=bool(settings["model"].get("pairs")),
         tokens_per_batch=tokens_per_batch_of(settings),

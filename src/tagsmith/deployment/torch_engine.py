@@ -24,6 +24,7 @@ from tagsmith.deployment.recipe import (
 from tagsmith.deployment.weights import load_classifier
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import Classifier, Scorer
+from tagsmith.model.decision import Rule
 from tagsmith.model.device import choose_device
 from tagsmith.model.packing import keep_few_kernels
 
@@ -59,8 +60,8 @@ class TorchEngine:
         return self._classifier
 
     @property
-    def thresholds(self) -> np.ndarray | None:
-        """The probabilities `(C,)` from which on labels are answered; None where the likeliest one is."""
+    def thresholds(self) -> Rule:
+        """What `Engine.thresholds` says."""
         return self._classifier.thresholds
 
     @property

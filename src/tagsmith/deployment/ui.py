@@ -33,6 +33,7 @@ from tagsmith.deployment.watching import Watcher
 from tagsmith.errors import ResourceError
 from tagsmith.markup import style
 from tagsmith.model.attribution import occlusion, pieces_of
+from tagsmith.model.decision import plain_of
 
 router = APIRouter()
 keeping = APIRouter()
@@ -106,7 +107,7 @@ async def state(request: Request) -> Response:
                 "engine": about.engine,
                 "labels": about.labels,
                 "multi_label": about.multi_label,
-                "thresholds": about.thresholds,
+                "thresholds": plain_of(about.thresholds),
                 "max_tokens": about.max_tokens,
                 "pairs": about.pairs,
             },

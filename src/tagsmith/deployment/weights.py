@@ -25,6 +25,7 @@ from tagsmith.deployment.recipe import (
 )
 from tagsmith.model.backbone import load_backbone
 from tagsmith.model.classifier import Classifier, assemble
+from tagsmith.model.decision import Decision, plain_of
 
 TRUNK = "trunk"
 HEAD = "head.safetensors"
@@ -65,7 +66,7 @@ def write_classifier(folder: Path, classifier: Classifier, *, recipe: Mapping[st
         "format": 1,
         "labels": list(classifier.labels.names),
         "multi_label": classifier.labels.multi_label,
-        "thresholds": None if classifier.thresholds is None else classifier.thresholds.tolist(),
+        "thresholds": plain_of(classifier.thresholds),
         "hugging_face": expressible,
         "model": {
             "layers": classifier.backbone.depth,
@@ -91,12 +92,14 @@ def hugging_face_expresses(classifier: Classifier) -> bool:
     """Whether transformers' own sequence classifier computes the same.
 
     That of a causal model pools the last token that is not the pad token, and has a linear head without bias; it knows
-    no offset. That of BERT pools the first token and has a bias, as several labels a text ask for.
+    no offset, and answers the likeliest label, whatever was decided. That of BERT pools the first token and has a bias,
+    as several labels a text ask for.
     """
     several = classifier.labels.multi_label
     return (
         (_is_read_as_bert(classifier) if several else _is_read_as_causal(classifier))
         and _is_linear(classifier.head)
+        and not isinstance(classifier.thresholds, Decision)
         and classifier.encoder.long_texts in ("head", "tail")
         and _pad_is_only_padding(classifier.encoder)
         and _sequence_class(classifier.backbone.config) is not None

@@ -81,6 +81,23 @@ class Prior(Keys):
     """Shares by the confusion of held-out rows."""
 
 
+class Decision(Keys):
+    """Which label of a text is answered, by calibrated probabilities that stay what they are."""
+
+    kind: Literal["likeliest", "prior", "costs"]
+    """The likeliest; the likeliest once the labels' shares are held against them; the one expected to cost least."""
+    text: str
+    """The same in a sentence."""
+    tau: float | None = None
+    """The power of the shares."""
+    measure: Literal["macro_f1", "balanced_accuracy"] | None = None
+    """What the power was fitted for."""
+    rows: int | None = None
+    """Held-out rows that it was fitted on."""
+    out_of_fold: OutOfFold | None = None
+    """The measure without and with it, on rows that it was not fitted on."""
+
+
 class Calibration(Keys):
     """`softmax((scales * logits + offset) / temperature)`, with a sigmoid where a text may have several labels."""
 
@@ -108,6 +125,8 @@ class Calibration(Keys):
     """The precision or recall that thresholds keep."""
     prior: Prior | None = None
     """The shares of labels that were asked for."""
+    decision: Decision | None = None
+    """Which label is answered, where a rule was asked for or follows from the measure; absent for the likeliest."""
 
 
 class CertifiedOn(Keys):

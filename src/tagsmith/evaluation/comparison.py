@@ -15,7 +15,7 @@ from tagsmith.data.power import detectable_difference, minimum_difference
 from tagsmith.evaluation.proportions import Interval, design_effect
 
 Value = Literal["better", "worse", "practically equal", "undecided"]
-Measure = Literal["accuracy", "micro_f1", "macro_f1"]
+Measure = Literal["accuracy", "micro_f1", "macro_f1", "balanced_accuracy"]
 SIGNIFICANCE = 0.05
 
 

@@ -17,6 +17,7 @@ from tagsmith.evaluation.losses import brier, log_loss
 from tagsmith.evaluation.proportions import Interval, f1_of_share, proportion
 from tagsmith.evaluation.ranking import Ranking, ranking
 from tagsmith.labels import Labels
+from tagsmith.model.decision import Rule, decided
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,20 @@ class Scores:
 
 
 def measure(
-    truth: np.ndarray, probs: np.ndarray, groups: np.ndarray, *, labels: Labels, resamples: int, seed: int
+    truth: np.ndarray,
+    probs: np.ndarray,
+    groups: np.ndarray,
+    *,
+    labels: Labels,
+    resamples: int,
+    seed: int,
+    rule: Rule = None,
 ) -> Scores:
-    """All scores of `probs (N, C)` against `truth (N,)`, rows of one group `(N,)` taken together; N is at least 1."""
-    guess, drawn = probs.argmax(axis=1), {"resamples": resamples, "seed": seed}
+    """All scores of `probs (N, C)` against `truth (N,)`, rows of one group `(N,)` taken together; N is at least 1.
+
+    ECE is that of the likeliest label, whichever the `rule` answers.
+    """
+    guess, drawn = decided(probs, rule), {"resamples": resamples, "seed": seed}
     return Scores(
         n=len(truth),
         groups=len(np.unique(groups)),

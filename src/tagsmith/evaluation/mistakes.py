@@ -12,6 +12,7 @@ import numpy as np
 from tagsmith.data.table import Table
 from tagsmith.evaluation.page.texts import CellText, Mishap
 from tagsmith.labels import Labels
+from tagsmith.model.decision import Rule, decided
 
 MOST_MISTAKES = 20
 
@@ -22,24 +23,26 @@ def mistakes(
     probs_NC: np.ndarray,
     labels: Labels,
     *,
-    thresholds: np.ndarray | None = None,
+    thresholds: Rule = None,
     most: int = MOST_MISTAKES,
 ) -> list[Mishap]:
     """The surest wrong answers first; a set of labels is as sure as its surest wrong decision.
 
-    `thresholds (C,)` where `truth` is `(N, C)` bool.
+    `thresholds (C,)` where `truth` is `(N, C)` bool, or a decision.
     """
     texts, rows = table.texts, table.rows
-    found = _wrong(truth, probs_NC, labels) if thresholds is None else _wrong_sets(truth, probs_NC, labels, thresholds)
+    answers = decided(probs_NC, thresholds)
+    found = (_wrong if answers.ndim == 1 else _wrong_sets)(truth, probs_NC, labels, answers)
     surest = sorted(found, key=lambda each: -each[3])[:most]
     return [Mishap(int(rows[i]), texts[i], told, said, surety) for i, told, said, surety in surest]
 
 
-def cell_texts(table: Table, truth: np.ndarray, probs_NC: np.ndarray) -> list[CellText]:
+def cell_texts(table: Table, truth: np.ndarray, probs_NC: np.ndarray, rule: Rule = None) -> list[CellText]:
     """Each test row with its cell `(truth, answer)`; nothing where `truth` is `(N, C)`: there is no matrix then."""
     if truth.ndim > 1:
         return []
-    answers, sureties = probs_NC.argmax(axis=1), probs_NC.max(axis=1)
+    answers = decided(probs_NC, rule)
+    sureties = probs_NC[np.arange(len(answers)), answers]
     return [
         CellText(int(row), text, int(told), int(said), float(surety))
         for row, text, told, said, surety in zip(table.rows, table.texts, truth, answers, sureties, strict=True)
@@ -50,14 +53,12 @@ _Wrong = tuple[int, str, str, float]
 """A place, the truth, the answer, and how sure that was."""
 
 
-def _wrong(truth: np.ndarray, probs_NC: np.ndarray, labels: Labels) -> Iterator[_Wrong]:
-    answers = probs_NC.argmax(axis=1)
+def _wrong(truth: np.ndarray, probs_NC: np.ndarray, labels: Labels, answers: np.ndarray) -> Iterator[_Wrong]:
     for i in np.flatnonzero(answers != truth):
-        yield int(i), labels.names[truth[i]], labels.names[answers[i]], float(probs_NC[i].max())
+        yield int(i), labels.names[truth[i]], labels.names[answers[i]], float(probs_NC[i, answers[i]])
 
 
-def _wrong_sets(truth: np.ndarray, probs_NC: np.ndarray, labels: Labels, thresholds: np.ndarray) -> Iterator[_Wrong]:
-    answers = probs_NC >= thresholds
+def _wrong_sets(truth: np.ndarray, probs_NC: np.ndarray, labels: Labels, answers: np.ndarray) -> Iterator[_Wrong]:
     surety_N = np.where(truth != answers, np.where(answers, probs_NC, 1 - probs_NC), 0.0).max(axis=1)
 
     def named(has_C: np.ndarray) -> str:

@@ -12,13 +12,14 @@ import numpy as np
 
 from tagsmith import __version__
 from tagsmith.errors import BundleError
-from tagsmith.evaluation.comparison import Verdict, compare, corrected
+from tagsmith.evaluation.comparison import Verdict, compare_hits, corrected
 from tagsmith.evaluation.label_sets import SetScores, measure_sets
 from tagsmith.evaluation.metrics import Scores, measure, require_probabilities
 from tagsmith.evaluation.sections import Asked, Measured, sections_of
-from tagsmith.evaluation.set_comparison import compare_sets, primary_measure
+from tagsmith.evaluation.set_comparison import as_sets, compare_sets, compared_by
 from tagsmith.evaluation.spread import spread_of
 from tagsmith.labels import Labels
+from tagsmith.model.decision import Rule, decided
 
 Plain = dict[str, Any]
 
@@ -114,7 +115,7 @@ def build_report(
     before_probs: np.ndarray | None = None,
     leaked: np.ndarray | None = None,
     discordance: float | None = None,
-    thresholds: Mapping[str, np.ndarray] | None = None,
+    thresholds: Mapping[str, Rule] | None = None,
     metric: str = "log_loss",
     llm_probs: np.ndarray | None = None,
     asked: Asked = _NOTHING,
@@ -140,7 +141,8 @@ def build_report(
 
     Where `labels` are multi-label `truth` is `(N, C)` bool, and `thresholds` needs `model`, each name of
     `baseline_probs`, and `before_tuning` with `before_probs`: arrays `(C,)`. `metric` then decides by what is compared
-    (see `primary_measure`), and `discordance` is the `paired_spread` of that measure.
+    (see `compared_by`), and `discordance` is the `paired_spread` of that measure.
+    Where they are not, a Decision in it says that another label than the likeliest is answered.
     """
     for name, each in {"the model": probs, **baseline_probs}.items():
         require_probabilities(each, several=labels.multi_label, whose=name)
@@ -170,6 +172,7 @@ def build_report(
                 Measured(truth, probs, groups, labels, own),
                 asked,
                 baseline_probs=baseline_probs,
+                baseline_rules=thresholds,
                 resamples=resamples,
                 seed=seed,
             )
@@ -195,15 +198,13 @@ class _TestRows:
     resamples: int
     seed: int
 
-    def measured(self, probs: np.ndarray, thresholds: np.ndarray | None) -> Scores | SetScores:
+    def measured(self, probs: np.ndarray, thresholds: Rule) -> Scores | SetScores:
         drawn = {"labels": self.labels, "resamples": self.resamples, "seed": self.seed}
-        if thresholds is None:
-            return measure(self.truth, probs, self.groups, **drawn)
+        if not isinstance(thresholds, np.ndarray):
+            return measure(self.truth, probs, self.groups, rule=thresholds, **drawn)
         return measure_sets(self.truth, probs, self.groups, thresholds=thresholds, **drawn)
 
-    def measured_among(
-        self, probs: np.ndarray, thresholds: np.ndarray | None, chosen: np.ndarray | None
-    ) -> Plain | None:
+    def measured_among(self, probs: np.ndarray, thresholds: Rule, chosen: np.ndarray | None) -> Plain | None:
         if chosen is None or not chosen.any():
             return None
         part = _TestRows(self.truth[chosen], self.groups[chosen], self.labels, self.resamples, self.seed)
@@ -213,7 +214,7 @@ class _TestRows:
         self,
         rivals: Mapping[str, np.ndarray],
         baseline: np.ndarray,
-        thresholds: Mapping[str, np.ndarray] | None,
+        thresholds: Mapping[str, Rule] | None,
         *,
         metric: str,
         margin: float,
@@ -222,15 +223,20 @@ class _TestRows:
         """Each of `rivals` against TF-IDF, p-values corrected for their number."""
         found = {}
         for name, probs in rivals.items():
-            if thresholds is None:
-                found[name] = compare(self.truth, probs, baseline, self.groups, margin=margin, discordance=spread)
+            rules = thresholds or {}
+            answers = decided(probs, rules.get("model" if name == "served" else name))
+            rival = decided(baseline, rules.get("tfidf"))
+            by = compared_by(metric, rules.get("model"))
+            if by == "accuracy" and answers.ndim == 1:
+                hits = (answers == self.truth, rival == self.truth)
+                found[name] = compare_hits(*hits, self.groups, margin=margin, discordance=spread)
                 continue
             found[name] = compare_sets(
-                self.truth,
-                probs >= thresholds["model" if name == "served" else name],
-                baseline >= thresholds["tfidf"],
+                as_sets(self.truth, len(self.labels)),
+                as_sets(answers, len(self.labels)),
+                as_sets(rival, len(self.labels)),
                 self.groups,
-                measure=primary_measure(metric),
+                measure=by,
                 resamples=self.resamples,
                 seed=self.seed,
                 margin=margin,

@@ -79,7 +79,7 @@ def fit_scaling(
     fits: dict[str, Fit] = {"none": lambda _, __: base, "temperature": _temperature_of(base)}
     if not several and (scaling == "vector" or (scaling == "auto" and _has_rows(truth, logits.shape[1]))):
         fits["vector"] = fit_vector
-    folds = _folds(groups, seed=seed)
+    folds = folds_of(groups, seed=seed)
     losses = {name: _out_of_fold(fit, logits, truth, folds) for name, fit in fits.items()}
     chosen = scaling if scaling == "vector" else _best(losses)
     found = fits[chosen](logits, truth)
@@ -116,7 +116,7 @@ def _out_of_fold(fit: Fit, logits: np.ndarray, truth: np.ndarray, folds: np.ndar
     return losses
 
 
-def _folds(groups: np.ndarray, *, seed: int) -> np.ndarray:
+def folds_of(groups: np.ndarray, *, seed: int) -> np.ndarray:
     """The fold of each row `(N,)`; rows of one group share one."""
     distinct, of_row = np.unique(groups, return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(distinct)) % FOLDS)[of_row]

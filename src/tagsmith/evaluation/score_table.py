@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tagsmith.model.decision import Rule, decided
+
 MOST_ROWS = 5000
 MOST_NUMBERS = 100_000
 _PLACES = 4
@@ -18,7 +20,7 @@ def score_table(
     rows: np.ndarray,
     truth: np.ndarray,
     probs: np.ndarray,
-    thresholds: np.ndarray | None,
+    thresholds: Rule,
     *,
     groups: np.ndarray,
 ) -> dict[str, Any]:
@@ -31,10 +33,7 @@ def score_table(
     kept = np.arange(len(probs))
     if len(kept) > most:
         kept = np.unique(np.linspace(0, len(probs) - 1, most).round().astype(int))
-    if thresholds is None:
-        true, found = truth[kept].tolist(), probs[kept].argmax(axis=1).tolist()
-    else:
-        true, found = (_sets(each) for each in (truth[kept], probs[kept] >= thresholds))
+    true, found = (_ids(each) for each in (truth[kept], decided(probs[kept], thresholds)))
     return {
         "of": len(probs),
         "row": rows[kept].tolist(),
@@ -45,5 +44,5 @@ def score_table(
     }
 
 
-def _sets(has: np.ndarray) -> list[list[int]]:
-    return [np.flatnonzero(row).tolist() for row in has]
+def _ids(answers: np.ndarray) -> list:
+    return answers.tolist() if answers.ndim == 1 else [np.flatnonzero(row).tolist() for row in answers]

@@ -20,6 +20,7 @@ from tagsmith.evaluation.reliability import reliability
 from tagsmith.evaluation.score_table import score_table
 from tagsmith.evaluation.slices import slices_of
 from tagsmith.labels import Labels
+from tagsmith.model.decision import Rule, decided
 
 Costs = Mapping[str, Mapping[str, float]]
 
@@ -46,14 +47,14 @@ class Asked:
 class Measured:
     """Truth `(N,)`, or `(N, C)` bool where a text may have several labels, probabilities `(N, C)`, and groups `(N,)`.
 
-    `thresholds (C,)` are None where the likeliest label is answered.
+    `thresholds (C,)` are None where the likeliest label is answered, a decision where another one may be.
     """
 
     truth: np.ndarray
     probs: np.ndarray
     groups: np.ndarray
     labels: Labels
-    thresholds: np.ndarray | None = None
+    thresholds: Rule = None
 
     @property
     def right(self) -> np.ndarray:
@@ -61,16 +62,15 @@ class Measured:
         return right_rows(self.truth, self.probs, self.thresholds)
 
 
-def right_rows(truth: np.ndarray, probs: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+def right_rows(truth: np.ndarray, probs: np.ndarray, thresholds: Rule) -> np.ndarray:
     """Which rows `(N,)` bool are answered rightly; a set of labels must be right in whole."""
-    if thresholds is None:
-        return probs.argmax(axis=1) == truth
-    return ((probs >= thresholds) == truth).all(axis=1)
+    answers = decided(probs, thresholds)
+    return answers == truth if answers.ndim == 1 else (answers == truth).all(axis=1)
 
 
-def sureness(probs: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+def sureness(probs: np.ndarray, thresholds: Rule) -> np.ndarray:
     """How sure answers are `(N,)`; a set of labels is as sure as the least sure of its decisions."""
-    return surety(probs) if thresholds is None else np.maximum(probs, 1 - probs).min(axis=1)
+    return np.maximum(probs, 1 - probs).min(axis=1) if isinstance(thresholds, np.ndarray) else surety(probs)
 
 
 def sections_of(
@@ -78,6 +78,7 @@ def sections_of(
     asked: Asked,
     *,
     baseline_probs: Mapping[str, np.ndarray],
+    baseline_rules: Mapping[str, Rule] | None = None,
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -90,10 +91,10 @@ def sections_of(
         "slices": slices_of(measured.right, groups, _facets(measured, asked)),
         "score_table": score_table(rows, truth, probs, thresholds, groups=groups),
     }
-    if asked.prior is not None and thresholds is None:
+    if asked.prior is not None and not isinstance(thresholds, np.ndarray):
         sections["at_prior"] = scores_at_prior(
             truth,
-            probs.argmax(axis=1),
+            decided(probs, thresholds),
             groups,
             labels=measured.labels,
             prior=asked.prior,
@@ -102,8 +103,8 @@ def sections_of(
         )
     if asked.costs:
         matrix = cost_matrix(asked.costs, measured.labels)
-        answers = {"model": probs.argmax(axis=1), "cheapest_answers": cheapest_answers(probs, matrix)}
-        answers |= {name: each.argmax(axis=1) for name, each in baseline_probs.items()}
+        answers = {"model": decided(probs, thresholds), "cheapest_answers": cheapest_answers(probs, matrix)}
+        answers |= {name: decided(each, (baseline_rules or {}).get(name)) for name, each in baseline_probs.items()}
         prior = np.bincount(truth, minlength=len(measured.labels)) / len(truth) if asked.prior is None else asked.prior
         drawn = {"resamples": resamples, "seed": seed}
         sections["expected_cost"] = expected_cost(truth, answers, groups, matrix=matrix, prior=prior, **drawn)
@@ -111,8 +112,10 @@ def sections_of(
 
 
 def _reliability(measured: Measured) -> list[dict[str, Any]]:
-    if measured.thresholds is None:
-        return reliability(measured.probs.max(axis=1), measured.right, measured.groups)
+    if not isinstance(measured.thresholds, np.ndarray):
+        answers = decided(measured.probs, measured.thresholds)
+        claimed = measured.probs[np.arange(len(answers)), answers]
+        return reliability(claimed, measured.right, measured.groups)
     cells = claims(measured.groups, len(measured.labels))
     return reliability(measured.probs.ravel(), measured.truth.ravel(), cells)
 
@@ -131,6 +134,6 @@ def _abstention(measured: Measured, asked: Asked) -> dict[str, Any]:
 
 
 def _facets(measured: Measured, asked: Asked) -> Mapping[str, Sequence[str | None]]:
-    if measured.thresholds is not None:
+    if isinstance(measured.thresholds, np.ndarray):
         return asked.facets
     return {"label": [measured.labels.names[i] for i in measured.truth]} | dict(asked.facets)

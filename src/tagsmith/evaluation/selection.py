@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from tagsmith.evaluation.calibration import fit_set_temperature, fit_temperature
+from tagsmith.evaluation.decisions import score_of
 from tagsmith.evaluation.label_sets import Average, f1_of, label_sums, row_set_losses
 from tagsmith.evaluation.thresholds import EVEN, fit_thresholds
 from tagsmith.model.lexical import softmax
@@ -16,19 +18,22 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 def selection_metric(name: str, *, multi_label: bool = False, calibrated: bool = False) -> Score:
-    """The score named `log_loss` (its negative), `accuracy`, `macro_f1` or `micro_f1`.
+    """The score named `log_loss` (its negative), `accuracy`, `macro_f1`, `micro_f1` or `balanced_accuracy`.
 
     `calibrated` takes the log loss at the temperature that the rows themselves ask for: one number, so that steps that
     are right and too sure do not lose for it where a temperature is fitted afterwards.
 
     With `multi_label` accuracy is the share of rows whose set is exactly right at thresholds of 0.5, and F1 is that of
-    thresholds fitted on the same rows, as a bundle will have them. Of single labels micro F1 is the accuracy.
+    thresholds fitted on the same rows, as a bundle will have them. Of single labels micro F1 is the accuracy, and
+    all are those of the likeliest labels.
     """
     if calibrated and name == "log_loss":
         return _calibrated_set_likelihood if multi_label else _calibrated_likelihood
     if multi_label:
         return {"log_loss": _set_likelihood, "accuracy": _set_accuracy, "macro_f1": _macro, "micro_f1": _micro}[name]
-    return {"log_loss": _log_likelihood, "accuracy": _accuracy, "macro_f1": _macro_f1, "micro_f1": _accuracy}[name]
+    return {"log_loss": _log_likelihood, "accuracy": _accuracy, "micro_f1": _accuracy}.get(
+        name, partial(_of_likeliest, name)
+    )
 
 
 def _log_likelihood(truth: np.ndarray, probs: np.ndarray) -> float:
@@ -50,13 +55,8 @@ def _accuracy(truth: np.ndarray, probs: np.ndarray) -> float:
     return float((probs.argmax(axis=1) == truth).mean())
 
 
-def _macro_f1(truth: np.ndarray, probs: np.ndarray) -> float:
-    guess = probs.argmax(axis=1)
-    scores = []
-    for label in np.union1d(truth, guess):
-        hits = np.sum((truth == label) & (guess == label))
-        scores.append(2 * hits / (np.sum(truth == label) + np.sum(guess == label)))
-    return float(np.mean(scores))
+def _of_likeliest(measure: str, truth: np.ndarray, probs: np.ndarray) -> float:
+    return score_of(measure, truth, probs.argmax(axis=1))
 
 
 def _set_likelihood(truth: np.ndarray, probs: np.ndarray) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 from tagsmith.evaluation.comparison import Measure, Verdict, Wording, compare_hits
 from tagsmith.evaluation.label_sets import Average, f1_of, label_sums
 from tagsmith.evaluation.proportions import Interval
-from tagsmith.evaluation.resampling import bca, resampled_sums
+from tagsmith.evaluation.resampling import bca, block_sums, resampled_sums
+from tagsmith.model.decision import Rule
 
 FLIPS = 9_999
 _AT_ONCE = 256
@@ -22,6 +23,24 @@ def primary_measure(metric: str) -> Measure:
         case "accuracy" | "macro_f1":
             return metric
     return "micro_f1"
+
+
+def compared_by(metric: str, rule: Rule) -> Measure:
+    """What two models are compared by, given `evaluation.metric`: that measure where answers follow it, by a `rule`.
+
+    Where the likeliest label is answered it is the accuracy, whatever chose the step; with costs too, which the report
+    compares apart.
+    """
+    if isinstance(rule, np.ndarray):
+        return primary_measure(metric)
+    if rule is None or rule.kind == "costs":
+        return "accuracy"
+    return "balanced_accuracy" if metric == "balanced_accuracy" else "macro_f1"
+
+
+def as_sets(answers: np.ndarray, classes: int) -> np.ndarray:
+    """Label ids `(N,)` as sets of one `(N, C)` bool; sets stay what they are."""
+    return np.arange(classes) == answers[:, None] if answers.ndim == 1 else answers
 
 
 def compare_sets(
@@ -47,14 +66,24 @@ def compare_sets(
     if measure == "accuracy":
         right, right_baseline = ((answers == truth).all(axis=1) for answers in (answers_model, answers_baseline))
         return compare_hits(right, right_baseline, groups, margin=margin, discordance=spread, names=names)
-    average: Average = "macro" if measure == "macro_f1" else "micro"
-    pair = _Pair(*(label_sums(truth, answers, groups, seed=seed) for answers in (answers_model, answers_baseline)))
+    average: Average = "micro" if measure == "micro_f1" else "macro"
+    pair = _Pair(*(_sums(truth, answers, groups, measure, seed=seed) for answers in (answers_model, answers_baseline)))
     difference = pair.difference(average, resamples=resamples, seed=seed)
     p_value = pair.swap_p(average, seed=seed)
     detectable = None if spread is None else float(100 * _POWER * spread / np.sqrt(len(truth)))
     limit = "are too few" if detectable is None else f"show a difference of {detectable:.1f} points with 80 % power"
-    wording = Wording(names, f"{len(truth):,} rows {limit}", margin, unit=f"points of {average} F1")
+    wording = Wording(names, f"{len(truth):,} rows {limit}", margin, unit=f"points of {_NAMES[measure]}")
     return Verdict(p_value, difference, None, detectable, wording, measure)
+
+
+_NAMES = {"micro_f1": "micro F1", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
+
+
+def _sums(truth: np.ndarray, answers: np.ndarray, groups: np.ndarray, measure: Measure, *, seed: int) -> np.ndarray:
+    """What `f1_of` takes; in the place of answers with positives twice the positives, for the mean recall of labels."""
+    if measure != "balanced_accuracy":
+        return label_sums(truth, answers, groups, seed=seed)
+    return block_sums(np.hstack([truth & answers, 2 * truth.astype(np.int8)]), groups, seed=seed)
 
 
 _POWER = 1.959964 + 0.841621  # two-sided at 5 %, seen with 80 %
@@ -105,7 +134,7 @@ def paired_spread(
     """
     if measure == "accuracy":
         return float(((answers_model == truth).all(axis=1) != (answers_baseline == truth).all(axis=1)).mean())
-    both = np.hstack([label_sums(truth, answers, groups, seed=0) for answers in (answers_model, answers_baseline)])
-    left = _gain(both.sum(axis=0) - both, "macro" if measure == "macro_f1" else "micro")
+    both = np.hstack([_sums(truth, answers, groups, measure, seed=0) for answers in (answers_model, answers_baseline)])
+    left = _gain(both.sum(axis=0) - both, "micro" if measure == "micro_f1" else "macro")
     variance = (len(both) - 1) / len(both) * ((left - left.mean()) ** 2).sum()
     return float(np.sqrt(variance * len(truth)))

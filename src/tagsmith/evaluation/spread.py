@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from tagsmith.evaluation.decisions import score_of
 from tagsmith.evaluation.label_sets import f1_of, label_sums, row_set_losses
 from tagsmith.evaluation.selection import selection_metric
+from tagsmith.model.decision import Rule, decided
 
 
-def points(truth: np.ndarray, probs: np.ndarray, *, thresholds: np.ndarray | None = None) -> dict[str, float]:
+def points(truth: np.ndarray, probs: np.ndarray, *, thresholds: Rule = None) -> dict[str, float]:
     """Measures of probabilities `(N, C)` under their names in `test` of report.json, without intervals.
 
     `thresholds (C,)` where `truth` is `(N, C)` bool.
     """
-    if thresholds is None:
-        named = {name: selection_metric(name)(truth, probs) for name in ("accuracy", "macro_f1", "log_loss")}
-        return named | {"log_loss": -named["log_loss"]}
-    guess = probs >= thresholds
+    guess = decided(probs, thresholds)
+    if guess.ndim == 1:
+        named = {name: score_of(name, truth, guess) for name in ("accuracy", "macro_f1")}
+        return named | {"log_loss": -selection_metric("log_loss")(truth, probs)}
     sums = label_sums(truth, guess, np.arange(len(truth)), seed=0).sum(axis=0)[None]
     return {
         "accuracy": float((guess == truth).all(axis=1).mean()),

@@ -22,6 +22,7 @@ from tagsmith.model.activations import FrozenBlocks, States
 from tagsmith.model.backbone import Backbone, load_backbone
 from tagsmith.model.beginnings import alike
 from tagsmith.model.calibration import Calibration
+from tagsmith.model.decision import Rule
 from tagsmith.model.device import device_of, sent, tokens_at_once
 from tagsmith.model.heads import build_head
 from tagsmith.model.packing import inference_copy, side_by_side
@@ -33,7 +34,8 @@ ROWS_AT_ONCE = 8192
 class Classifier(nn.Module):
     """An LLM whose language-model head was replaced by a classification head.
 
-    `thresholds (C,)` are the probabilities from which on labels are answered; None where the likeliest one is.
+    `thresholds (C,)` are the probabilities from which on labels are answered, or a decision for one label; None where
+    the likeliest one is.
     `sureties (C,)` are those from which the likeliest label is answered at all; None where it always is.
     """
 
@@ -45,7 +47,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.labels = labels
         self.calibration = Calibration(multi_label=labels.multi_label)
-        self.thresholds: np.ndarray | None = np.full(len(labels), 0.5) if labels.multi_label else None
+        self.thresholds: Rule = np.full(len(labels), 0.5) if labels.multi_label else None
         self.sureties: np.ndarray | None = None
 
     def finish(

@@ -128,8 +128,8 @@ def threshold_curves(report: Plain) -> dict[str, Any]:
     truth_NC = _truth(table["truth"], probs_NC.shape)
     options = []
     if report["test"].get("kind") != "multi_label":
-        right_N = truth_NC[np.arange(len(probs_NC)), probs_NC.argmax(axis=1)]
-        any_label = _counts(probs_NC.max(axis=1), right_N)
+        places, answer_N = np.arange(len(probs_NC)), np.asarray(table["answer"])
+        any_label = _counts(probs_NC[places, answer_N], truth_NC[places, answer_N])
         options.append({"name": "any: no answer below", "all": len(probs_NC), "any": True, **any_label})
     for i, name in enumerate(names):
         found = _counts(probs_NC[:, i], truth_NC[:, i])

@@ -43,7 +43,8 @@ def verdict_of(report: Report, run: Report) -> Html:
 
 
 def _tiles(report: Report) -> Iterator[tuple[str, str]]:
-    test, verdict, measures = report["test"], report["verdict"], measures_of(report["test"])
+    test, verdict = report["test"], report["verdict"]
+    measures = measures_of(test, verdict)
     title, key = next((t, k) for t, k in measures.items() if k == verdict.get("measure", "accuracy"))
     value, low, high = (test[key][end] for end in KEYS)
     yield share(value), f"{title}" + (f", {100 * low:.1f} to {100 * high:.1f}" if low is not None else "")
@@ -58,7 +59,7 @@ def _tiles(report: Report) -> Iterator[tuple[str, str]]:
 
 def scores_section(report: Report, run: Report) -> Html:
     """Model and rivals as dots with whiskers, then all measures as numbers."""
-    models, measures = _scored(report), measures_of(report["test"])
+    models, measures = _scored(report), measures_of(report["test"], report["verdict"])
     compared = report["verdict"].get("measure", "accuracy")
     title = next(title for title, key in measures.items() if key == compared)
     told = "".join(paragraph(remark, soft=True) for remark in _remarks(report["test"], report["verdict"]))

@@ -51,9 +51,12 @@ def has_sets(test: Mapping[str, Any]) -> bool:
     return test.get("kind") == "multi_label"
 
 
-def measures_of(test: Mapping[str, Any]) -> dict[str, str]:
-    """The main measures of a report by title."""
-    return SETS if has_sets(test) else SINGLE
+def measures_of(test: Mapping[str, Any], verdict: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The main measures of a report by title, with the one that its verdict compares by."""
+    if has_sets(test):
+        return SETS
+    by = (verdict or {}).get("measure")
+    return SINGLE | {title: key for title, key in FURTHER.items() if key == by}
 
 
 def measured(key: str, measure: Measure | None) -> str:

@@ -1,0 +1,128 @@
+"""What a decision rule brings where labels are uneven: the same probabilities, answered in two ways.
+
+A training on the training rows fits the rule on its own held-out rows; the test rows of the data set are scored once,
+by the bundle and by TF-IDF beside it, each with both answers. Differences are paired, their intervals from 2,000 resamples
+of rows.
+
+    python benchmarks/decisions.py --sets davidson_hate,emotion --write docs/benchmarks/decisions.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import answered, cell, machine
+from peers import DATA
+
+from tagsmith.data.table import Table
+
+MEASURES = ("macro_f1", "balanced_accuracy")
+RESAMPLES, MOST_TEST_ROWS = 2000, 3000
+
+
+def main() -> None:
+    """Run the trainings that were not run yet, score their test rows, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default="davidson_hate,emotion", help="names with commas")
+    parser.add_argument("--rows", type=int, default=3000, help="training rows that the LLM learns from")
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    lines = []
+    for name in arguments.sets.split(","):
+        for measure in MEASURES:
+            found = cell(__file__, "trained", data=name, measure=measure, rows=arguments.rows, seed=123)
+            lines += [_line(name, measure, system, found[system]) for system in ("model", "tfidf")]
+    page = "\n".join([_HEAD.format(machine=machine(), date=datetime.now(UTC).date(), rows=arguments.rows), *lines, ""])
+    print(page)
+    if arguments.write:
+        arguments.write.write_text(page, encoding="utf-8")
+
+
+_HEAD = """# What a decision by the measure brings
+
+Machine: {machine}. Date: {date}. MiniLM-L6 on at most {rows} rows, two epochs, and TF-IDF on all of them, by
+`python benchmarks/decisions.py`; the rule was fitted on the held-out rows of the training, and each test row was scored
+once. In per cent, with the paired difference and its 95 % interval.
+
+| set | measure | system | power of the shares | likeliest label | decided label | difference |
+|---|---|---|---|---|---|---|"""
+
+
+def _line(name: str, measure: str, system: str, found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    tau = "none" if found["tau"] is None else f"{found['tau']:.2f}"
+    values = (
+        f"{found['likeliest']:.1f} | {found['decided']:.1f} | {found['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+    )
+    return f"| {name} | {measure} | {system} | {tau} | {values} |"
+
+
+def _trained(*, data: str, measure: str, rows: int, seed: int) -> dict[str, Any]:
+    from tagsmith.config import Config
+    from tagsmith.pipeline import train
+
+    settings = {
+        "model": {"backbone": "minilm-l6"},
+        "tuning": {"method": "full", "epochs": 2, "learning_rate": 3e-4, "batch_size": 32, "most_rows": rows},
+        "evaluation": {"metric": measure, "audit": False, "robustness_rows": 0, "resamples": 200},
+        "data": {"test_share": 0.02},
+        "seed": seed,
+    }
+    train_rows, test = _parts(data)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = train(train_rows, out=Path(folder) / "bundle", config=Config.of(settings))
+        texts, truth = test.texts, [bundle.labels.index(each) for each in test.labels]
+        probs = {"model": bundle.predict_proba(texts), "tfidf": bundle.baseline_probabilities(texts)["tfidf"]}
+        rules = bundle.thresholds or {}
+        shares = bundle.engine.labels.in_order(bundle.settings["data"]["priors"])
+        return {
+            system: _compared(np.array(truth), each, rules.get(system), shares, measure)
+            for system, each in probs.items()
+        }
+
+
+def _parts(data: str) -> tuple[Table, Table]:
+    """Training and test rows; of a set that has no test rows a fifth of its groups of near duplicates."""
+    from tagsmith.data.duplicates import group_duplicates
+    from tagsmith.data.readers import read
+
+    folder, random = DATA / data, np.random.default_rng(0)
+    if (folder / "test.parquet").exists():
+        train_rows, test = read(folder / "train.parquet"), read(folder / "test.parquet")
+    else:
+        table = group_duplicates(read(next(folder.glob("*.parquet"))), near=0.8).table
+        held = np.isin(table.groups, [group for group in np.unique(table.groups) if random.random() < 0.2])
+        train_rows, test = table.take(np.flatnonzero(~held)), table.take(np.flatnonzero(held))
+    chosen = np.sort(random.permutation(len(test))[:MOST_TEST_ROWS])
+    return train_rows, test.take(chosen)
+
+
+def _compared(truth: np.ndarray, probs: np.ndarray, rule: Any, shares: np.ndarray, measure: str) -> dict[str, Any]:
+    from tagsmith.evaluation.decisions import score_of
+    from tagsmith.model.decision import decided
+
+    one, two = probs.argmax(axis=1), decided(probs, rule)
+    rng, gains = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(0, len(truth), len(truth))
+        gains.append(score_of(measure, truth[drawn], two[drawn]) - score_of(measure, truth[drawn], one[drawn]))
+    likeliest, decided_by = (100 * score_of(measure, truth, each) for each in (one, two))
+    rarest = int(shares.argmin())
+    return {
+        "tau": None if rule is None else float(-np.log(rule.gains[rarest]) / np.log(shares[rarest])),
+        "likeliest": likeliest,
+        "decided": decided_by,
+        "difference": decided_by - likeliest,
+        "interval": (100 * np.quantile(gains, [0.025, 0.975])).tolist(),
+    }
+
+
+CELLS = {"trained": _trained}
+
+if __name__ == "__main__" and not answered(CELLS):
+    main()
