@@ -1,8 +1,7 @@
-"""What a decision rule brings where labels are uneven: the same probabilities, answered in two ways.
+"""What a decision by the measure brings where labels are uneven: the same probabilities, answered in two ways.
 
-A training on the training rows fits the rule on its own held-out rows; the test rows of the data set are scored once,
-by the bundle and by TF-IDF beside it, each with both answers. Differences are paired, their intervals from 2,000 resamples
-of rows.
+A training fits the rule on its own held-out rows; the test rows of the data set are scored once, by the bundle and by
+TF-IDF beside it, each with both answers. Differences are paired, their intervals from 2,000 resamples of rows.
 
     python benchmarks/decisions.py --sets davidson_hate,emotion --write docs/benchmarks/decisions.md
 """
