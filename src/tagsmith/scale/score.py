@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -127,6 +128,10 @@ class Worker:
         from tagsmith.deployment.engine import open_engine
 
         self._engine = open_engine(self.folder, self.engine_name, threads=1, device=self.device)
+        if "torch" in sys.modules:  # freed and asked for again with each batch, memory took 4 % of the processor's time
+            from tagsmith.model.packing import keep_freed_memory
+
+            keep_freed_memory()
         return str(self._engine.name)
 
     def write(self, labelling: Labelling, folder: str, number: int, records: list[Any]) -> Written:
