@@ -149,7 +149,7 @@ def _mean_and_least(shares: Sequence[float]) -> str:
     return f"{100 * np.mean(shares):.1f} ({100 * min(shares):.0f})"
 
 
-def coverage(*, rows: int, prior: Sequence[float], skill: float, grouped: float, trials: int = 100) -> dict[str, float]:
+def coverage(*, rows: int, prior: Sequence[float], skill: float, grouped: float, trials: int = 400) -> dict[str, float]:
     """The share of `trials` in which each interval holds the truth."""
     from tagsmith.evaluation.metrics import measure
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from tagsmith.evaluation.proportions import Interval
 
-_NORMAL = 1.959963984540054
-
 
 @dataclass(frozen=True)
 class Ranking:
@@ -28,14 +26,16 @@ def ranking(is_true: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> Rank
     """Areas of `scores (N, C)` for the rows where `is_true (N, C)` bool; as scikit-learn's macro averages.
 
     Intervals by the infinitesimal jackknife over groups on the scale of log-odds (for ROC: DeLong et al. 1988 with the
-    clusters of Obuchowski 1997).
+    clusters of Obuchowski 1997), as wide as Student's t asks for the few positives that a label may have.
     """
-    curves = [_Curve.of(is_true[:, i], scores[:, i]) for i in _two_sided(is_true)]
+    measured = is_true[:, _two_sided(is_true)]
+    curves = [_Curve.of(measured[:, i], scores[:, k]) for i, k in enumerate(_two_sided(is_true))]
     if not curves:
         return Ranking(None, None)
+    _, unit = np.unique(groups, return_inverse=True)
     return Ranking(
-        _interval([curve.roc_auc() for curve in curves], groups),
-        _interval([curve.pr_auc() for curve in curves], groups),
+        _interval([curve.roc_auc() for curve in curves], measured, unit),
+        _interval([curve.pr_auc() for curve in curves], measured, unit),
     )
 
 
@@ -133,13 +133,43 @@ def _least_roc_auc(many: int, others: int) -> float:
     return float(root_scalar(chance, bracket=(1e-6, 1.0), xtol=1e-10).root)
 
 
-def _interval(areas: list[_Area], groups: np.ndarray) -> Interval:
+def _interval(areas: list[_Area], is_true: np.ndarray, unit: np.ndarray) -> Interval:
     value = float(np.mean([area.value for area in areas]))
-    _, unit = np.unique(groups, return_inverse=True)
-    sums = np.bincount(unit, weights=np.mean([area.pulls for area in areas], axis=0))
-    error = np.sqrt((sums**2).sum() * len(sums) / max(len(sums) - 1, 1))
+    error, freedom = _error(areas, is_true, unit)
     least = float(np.mean([area.least for area in areas]))
     inside = min(max(value, 1e-9), 1 - 1e-9)
-    reach, middle = _NORMAL * error / (inside * (1 - inside)), np.log(inside) - np.log1p(-inside)
+    reach, middle = _quantile(freedom) * error / (inside * (1 - inside)), np.log(inside) - np.log1p(-inside)
     low, high = (float(1 / (1 + np.exp(-np.clip(middle + sign * reach, -700, 700)))) for sign in (-1, 1))
     return Interval(value, max(0.0, min(low, value, least)), min(1.0, max(high, value)))
+
+
+def _error(areas: list[_Area], is_true: np.ndarray, unit: np.ndarray) -> tuple[float, float]:
+    """The standard error of the mean area, and its degrees of freedom (Satterthwaite 1946, equation 17).
+
+    The positives of a label and its other rows are two samples, whose variances are known as well as their own groups
+    `unit (N,)` allow: with ten positives in ten thousand rows, nearly all of the doubt is in the ten. Of two labels
+    each sample is seen twice, as one's positives and the other's rest, and counts once.
+    """
+    pulls_NC = np.stack([area.pulls for area in areas], axis=1) / len(areas)
+    total = float((np.bincount(unit, weights=pulls_NC.sum(axis=1)) ** 2).sum())
+    plain, free = np.empty((2, 2 * len(areas)))
+    for i, (pulls, positive) in enumerate(zip(pulls_NC.T, is_true.T, strict=True)):
+        for cell, side in ((2 * i, positive), (2 * i + 1, ~positive)):
+            plain[cell] = (np.bincount(unit[side], weights=pulls[side]) ** 2).sum()
+            free[cell] = max(_effective(np.bincount(unit[side])) - 1, 1.0)
+    if not plain.any():
+        return 0.0, float(free.sum())
+    variances = plain * (free + 1) / free
+    freedom = variances.sum() ** 2 / (variances**2 / free).sum() / min(len(areas), 2)
+    return float(np.sqrt(total * variances.sum() / plain.sum())), float(freedom)
+
+
+def _effective(rows: np.ndarray) -> float:
+    """How many groups of equal size tell as much as groups of `rows (G,)` (Kish 1965, section 11.7)."""
+    return float(rows.sum() ** 2 / (rows.astype(np.float64) ** 2).sum())
+
+
+def _quantile(freedom: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, max(freedom, 1.0)))
