@@ -117,7 +117,8 @@ def _judge(
     if not TARGETS[to].gates:
         return found
     held_out = held_out_rows(folder, settings, rows, listen=listen)
-    listen(Event("deployment", "note", values={"text": f"The export is compared on {held_out.told}."}))
+    why = f", since no held-out rows could be had: {held_out.why}" if held_out.why else ""
+    listen(Event("deployment", "note", values={"text": f"The export is compared on {held_out.told}{why}."}))
     reference = open_engine(folder, "torch-fp32")
     for name, gate in TARGETS[to].gates.items():
         listen(Event("deployment", "comparing", values={"engine": name}))

@@ -39,12 +39,13 @@ _MOST_WORDS = 24
 class HeldOut:
     """Texts `(N,)`, each once, and their labels: ids `(N,)` or sets `(N, C)`; None where the texts were made.
 
-    `told` says in words where they come from.
+    `told` says in words where they come from, and `why` they had to be made.
     """
 
     texts: tuple[str, ...]
     truth: np.ndarray | None
     told: str
+    why: str = ""
 
 
 def held_out_rows(folder: Path, settings: Mapping[str, Any], rows: str | None, *, listen: Listener = silent) -> HeldOut:
@@ -105,5 +106,4 @@ def _made(folder: Path, settings: Mapping[str, Any], why: str) -> HeldOut:
     random = np.random.default_rng(settings.get("config", {}).get("seed", 0))
     sizes = random.integers(1, _MOST_WORDS, size=MADE_TEXTS)
     texts = [" ".join(words[i] for i in random.integers(0, len(words), size=size)) for size in sizes]
-    told = f"{len(PROBES) + len(texts)} texts made of words, since no held-out rows could be had: {why}"
-    return HeldOut((*PROBES, *texts), None, told)
+    return HeldOut((*PROBES, *texts), None, f"{len(PROBES) + len(texts)} texts made of words", why)
