@@ -269,6 +269,19 @@ def test_a_bundle_is_measured_on_new_rows(llama_bundle, make_rows, tmp_path, sav
     assert report["verdict"]["text"]
 
 
+def test_rows_that_took_part_in_the_training_are_told_apart(llama_bundle, make_rows, toy_rows, tmp_path, save_csv):
+    new = [(f"{text}, number {i}", label) for i, (text, label) in enumerate(make_rows(40, seed=9))]
+    report = evaluate(llama_bundle, save_csv(tmp_path / "both.csv", [*toy_rows, *new])).as_dict()
+    took_part, clean = report["test_leaked"]["n"], report["test_clean"]["n"]
+    assert took_part + clean == len(toy_rows) + len(new)
+    assert clean >= len(new)
+    assert any(f"{took_part} of {took_part + clean} rows took part in the training" in note for note in report["notes"])
+
+    alone = evaluate(llama_bundle, save_csv(tmp_path / "new.csv", new)).as_dict()
+    assert alone["test_leaked"] is None
+    assert alone["notes"] == []
+
+
 def test_labels_that_training_did_not_see_are_refused_when_measuring(llama_bundle, tmp_path, save_csv):
     source = save_csv(tmp_path / "new.csv", [("lovely room", "praise"), ("a soup", "blame"), ("a bath", "praise")])
     with pytest.raises(DataError, match=r"Labels not seen in training: \['blame'\]; known: \['complaint', 'praise'\]"):

@@ -71,7 +71,10 @@ class Console:
         if report["test"].get("kind") == "multi_label":
             shares = {"micro F1": "micro_f1", "macro F1": "macro_f1"}
         rows = RichTable("", *shares, "log loss", box=None, pad_edge=False, header_style="bold")
-        named = {"this classifier": report["test"], "TF-IDF + linear": report["baselines"]["tfidf"]}
+        named = {"this classifier": report["test"]}
+        if report.get("test_leaked") and report.get("test_clean"):
+            named[f"- on the {report['test_clean']['n']} untouched by training"] = report["test_clean"]
+        named |= {"TF-IDF + linear": report["baselines"]["tfidf"]}
         named |= {"frozen probe": report["baselines"]["probe"]} if report["baselines"].get("probe") else {}
         named |= {"majority": report["baselines"]["majority"]}
         named |= {"before tuning": report["before_tuning"]} if report.get("before_tuning") else {}

@@ -140,6 +140,27 @@ def count_look(table: Table, run: Run, *, what: str) -> None:
         run.listen(Event("evaluation", "note", values={"text": looks.note}))
 
 
+def rows_that_took_part(bundle: Bundle, table: Table, run: Run) -> np.ndarray | None:
+    """Which rows `(N,)` bool of another table trained the bundle or chose its step, and a note where any did.
+
+    None where none is known to have.
+    """
+    from tagsmith.data.earlier import SPLITS, Earlier
+
+    if not (bundle.folder / SPLITS).is_file():
+        return None
+    known = Earlier.read(bundle.folder).took_part(table)
+    if not known.any():
+        return None
+    others = int((~known).sum())
+    run.note(
+        f"{int(known.sum())} of {len(table)} rows took part in the training of this bundle, so that their scores are too "
+        "good. "
+        + (f"The scores of the other {others} stand beside." if others else "None is new: this tells nothing of new rows.")
+    )
+    return known
+
+
 def cascade_again(
     bundle: Bundle, table: Table, truth: np.ndarray, probs_NC: np.ndarray, tfidf_NC: np.ndarray, run: Run
 ) -> dict[str, Any] | None:

@@ -47,6 +47,7 @@ from tagsmith.measuring import (
     measure_test,
     require_measuring,
     robustness_again,
+    rows_that_took_part,
 )
 from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.refitting import refit, require_refit
@@ -208,6 +209,7 @@ def evaluate(
     _require_use_of_query(config, source)
     table = _read(source, run, sliced=True)
     grouped = group_duplicates(table, near=config.data.near_duplicates)
+    truth = truth_of(grouped.table, loaded.engine.labels)
     probs_NC = loaded.predict_proba(table.texts)
     answered = np.flatnonzero(~np.isnan(probs_NC).any(axis=1))
     if not len(answered):
@@ -218,8 +220,7 @@ def evaluate(
         )
     used = grouped.table.take(answered)
     count_look(used, run, what="evaluate")
-    truth = truth_of(used, loaded.engine.labels)
-    probs_NC, rivals = probs_NC[answered], rival_probabilities(loaded, used.texts)
+    truth, probs_NC, rivals = truth[answered], probs_NC[answered], rival_probabilities(loaded, used.texts)
     looked = look_at_others(loaded, used, truth, probs_NC, listen=listen, seed=config.seed)
     report = build_report(
         data=data_section(
@@ -233,6 +234,7 @@ def evaluate(
         thresholds=loaded.thresholds,
         metric=config.evaluation.metric,
         groups=used.groups,
+        leaked=rows_that_took_part(loaded, used, run),
         asked=asked_of(used, loaded, run),
         cascade=cascade_again(loaded, used, truth, probs_NC, rivals["tfidf"], run),
         robustness=robustness_again(loaded, used, truth, {"model": probs_NC, "tfidf": rivals["tfidf"]}, run),

@@ -16,6 +16,8 @@ SPLITS = "splits.safetensors"
 
 NEW, ASIDE = -1, -2
 """In place of a part: a row of a group that the earlier run did not see, and one that bridges two of its parts."""
+TEST = 3
+"""The part of the test rows, the last."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ class Earlier:
         np.maximum.at(most_G, group_N[seen], own_N[seen])
         of_group_G = np.where(least_G == most_G, most_G, np.where(most_G == NEW, NEW, ASIDE))
         return np.where(seen, own_N, of_group_G[group_N])
+
+    def took_part(self, table: Table) -> np.ndarray:
+        """The rows `(N,)` bool that learnt or chose: not new, and not among the earlier test rows.
+
+        A near twin of such a text counts where both stand in `table`; of unseen twins no hash can tell.
+        """
+        return ~np.isin(self.parts_of(table), (NEW, TEST))
 
     def _seen(self, table: Table) -> np.ndarray:
         hashes = hash_texts(fold_all(table.frame["text"]))
