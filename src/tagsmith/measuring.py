@@ -153,10 +153,10 @@ def rows_that_took_part(bundle: Bundle, table: Table, run: Run) -> np.ndarray | 
     if not known.any():
         return None
     others = int((~known).sum())
+    beside = f"The scores of the other {others} stand beside." if others else "None is new."
     run.note(
-        f"{int(known.sum())} of {len(table)} rows took part in the training of this bundle, so that their scores are too "
-        "good. "
-        + (f"The scores of the other {others} stand beside." if others else "None is new: this tells nothing of new rows.")
+        f"{int(known.sum())} of {len(table)} rows took part in the training of this bundle, so that their scores are "
+        f"too good. {beside}"
     )
     return known
 
