@@ -255,8 +255,8 @@ def _tuned() -> Iterator[str]:
     yield "## Calibration of tuned models"
     yield ""
     yield "MiniLM-L6, all blocks tuned by the recipe that a search tries first with an encoder (four epochs, rate 3e-4;"
-    yield "the mean of the best steps, by their log loss after one temperature), on at most 10,000 rows: a tenth of them"
-    yield "chooses the step, another are calibration rows. The rest as above, from report.json."
+    yield "the mean of the best steps, by their log loss after one temperature), on at most 10,000 rows: a tenth"
+    yield "of them choose the step, another are calibration rows. The rest as above, from report.json."
     yield ""
     yield _HEAD_OF_CALIBRATION.replace("ECE before | after", "temperature | ECE")
     yield f"|{'---|' * 11}"
