@@ -56,6 +56,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the bundle; ./NAME-tagsmith by default.")] = None,
     validation: Annotated[str | None, typer.Option(help="Rows of your own to choose by.")] = None,
     test: Annotated[str | None, typer.Option(help="Rows of your own to measure on.")] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(help="Rows without labels: a faster student learns from them, and they are ranked for labelling."),
+    ] = None,
     query: Query = None,
     preset: Annotated[str, typer.Option(help="Named settings to start from: auto, fixed or book.")] = "auto",
     budget: Annotated[
@@ -105,7 +109,7 @@ def train(
     chosen = _config(preset, config, settings, backbone=backbone, seed=seed, data=data, budget=budget, planned=planned)
     folder = out or default_out(source, resume=resume)
     speaks = launched().is_first  # of several processes one does
-    run = _trained_on(on, workers)
+    run = _trained_on(on, workers, unlabelled)
     with (
         Console() as console,
         _stoppable(console) as stop,
@@ -134,10 +138,12 @@ def train(
         print(folder)
 
 
-def _trained_on(on: str | None, workers: str | None) -> Callable[..., Bundle]:
+def _trained_on(on: str | None, workers: str | None, unlabelled: Path | None = None) -> Callable[..., Bundle]:
     """The function that trains: on this machine, or on a cluster."""
     from functools import partial
 
+    if on is not None and unlabelled is not None:
+        raise SettingError("--unlabelled is read by one machine. Leave out --on, or --unlabelled.")
     if on is not None:
         from tagsmith.scale.train import Workers
         from tagsmith.scale.train import train as run_on
@@ -147,7 +153,7 @@ def _trained_on(on: str | None, workers: str | None) -> Callable[..., Bundle]:
         raise SettingError("--workers goes with --on ray. Give both, or leave it out.")
     from tagsmith.pipeline import train as run
 
-    return run
+    return partial(run, unlabelled=unlabelled)
 
 
 @app.command()

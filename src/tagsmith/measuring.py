@@ -17,6 +17,7 @@ from tagsmith.data.table import Table
 from tagsmith.errors import DataError, SettingError
 from tagsmith.events import Event, listened, silent
 from tagsmith.labels import Labels
+from tagsmith.model.hybrid import WHOLE
 from tagsmith.rivals import fit_rivals, frozen_features
 from tagsmith.run import Result, Run
 from tagsmith.sparing import Spare
@@ -86,6 +87,7 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         probs=probs_NC,
         baseline_probs=rivals,
         llm_probs=llm_NC,
+        name=WHOLE["none" if result.mixing is None else result.mixing.kind],
         thresholds=thresholds,
         cascade=cascade,
         robustness=bear(
@@ -123,7 +125,9 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         probe_seconds=passed.frozen_seconds,
         llm_share=cascade["chosen"]["llm_share"],
     )
-    run.apart["verdict"] = with_cost(report.verdict, run.apart["cost"])
+    run.apart["verdict"] = with_cost(
+        report.verdict, run.apart["cost"], name=WHOLE["none" if result.mixing is None else result.mixing.kind]
+    )
     run.listen(Event("evaluation", "scores", values=report.headline()))
     means_ND = None if passed.states is None else mean_states(passed.states)
     return Measured(report, probs_NC, means_ND, spare)

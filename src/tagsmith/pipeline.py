@@ -36,6 +36,7 @@ from tagsmith.data.preparing import Prepared, limit_training, prepare, prepare_g
 from tagsmith.data.readers import is_url, read_as, redacted
 from tagsmith.data.table import Table
 from tagsmith.deciding import note_decision
+from tagsmith.distilling import distil, refuse_student, require_distillable
 from tagsmith.errors import AssetError, DataError, ResourceError, SettingError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.measuring import (
@@ -49,6 +50,7 @@ from tagsmith.measuring import (
     robustness_again,
     rows_that_took_part,
 )
+from tagsmith.model.hybrid import WHOLE
 from tagsmith.naming import Source, default_out, name_of, reproduce
 from tagsmith.refitting import refit, require_refit
 from tagsmith.rivals import rival_probabilities, save_tfidf
@@ -83,6 +85,7 @@ def train(
     listen: Listener = silent,
     ready: Ready | None = None,
     is_searched: bool = False,
+    unlabelled: str | Path | None = None,
 ) -> Bundle:
     """Train a classifier on a table of labelled text, measure it, save it, and give it back ready to answer.
 
@@ -99,6 +102,7 @@ def train(
         listen: told each event.
         ready: what `prepare_rows` made of these sources with this `config`, so that it is not made again.
         is_searched: `search_ready` has left beside `out` what is to be trained.
+        unlabelled: a file of rows without labels: a faster student learns from them, and they are ranked for labelling.
     """
     from tagsmith.deployment.manifest import refuse_existing, staging
 
@@ -107,6 +111,8 @@ def train(
     require_search(config)
     folder = Path(out) if out is not None else default_out(source, resume=resume)
     refuse_existing(folder, force=force)
+    if unlabelled is not None:
+        refuse_student(folder, force=force)
     ranks = join(config.tuning.device)
     # Of several processes one speaks, unless its listener says who listens to the others.
     listen = listen if ranks.is_first else getattr(listen, "of_others", silent)
@@ -119,6 +125,8 @@ def train(
         _look(prepared, run)
         require_provable(prepared, config)
         require_refit(config)
+        if unlabelled is not None:
+            require_distillable(prepared.splits.train)
     with run.timed("imports"):
         _import_all()
     kept = folder.parent / f"{folder.name}.plan.json"
@@ -166,8 +174,11 @@ def train(
     drop_checkpoint(checkpoint)
     kept.unlink(missing_ok=True)
     ranks.wait()
+    bundle = replace(bundle, folder=folder, report=plain)
+    if unlabelled is not None:
+        distil(bundle, prepared, unlabelled, run)
     listen(Event("deployment", "done", values={"folder": str(folder)}))
-    return replace(bundle, folder=folder, report=plain)
+    return bundle
 
 
 def evaluate(
@@ -233,6 +244,7 @@ def evaluate(
         baseline_probs=rivals,
         thresholds=loaded.thresholds,
         metric=config.evaluation.metric,
+        name=WHOLE[(loaded.settings.get("hybrid") or {}).get("kind", "none")],
         groups=used.groups,
         leaked=rows_that_took_part(loaded, used, run),
         asked=asked_of(used, loaded, run),

@@ -221,3 +221,11 @@ def test_words_are_explained_by_leaving_them_out_and_not_by_gradients(bundle):
 
 def test_an_engine_of_another_package_may_not_answer_with_half_of_it(folder):
     assert "know the LLM alone" in why_not("somebody:s", folder, load(folder).settings)
+
+
+def test_the_verdict_and_the_card_name_what_answers(folder):
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["verdict"]["text"].startswith("The average of TF-IDF and the LLM: ")
+    alone = next(each for each in report["comparisons"] if each["model"] == "llm")
+    assert "average" not in alone["text"]
+    assert "What answers is the average of TF-IDF and the LLM." in (folder / "README.md").read_text(encoding="utf-8")

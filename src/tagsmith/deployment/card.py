@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tagsmith.model.hybrid import WHOLE
+
 
 def card(report: Mapping[str, Any]) -> str:
     """README.md of a bundle: front matter with metrics, then the verdict in words."""
@@ -32,6 +34,7 @@ def card(report: Mapping[str, Any]) -> str:
         "",
         f"Backbone: {model['backbone']}, {model['layers']} blocks.",
         f"Pooling: {model['pooling']}. Tuned: {model['method']}.",
+        *([f"What answers is {WHOLE[model['hybrid']['kind']]}."] if model.get("hybrid") else []),
         "",
         "| | " + " | ".join(title for title, _ in _shown(test)) + " |",
         "|---|" + "---|" * len(_shown(test)),

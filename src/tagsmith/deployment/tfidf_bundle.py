@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tagsmith.data.earlier import SPLITS
-from tagsmith.deployment.baselines import BASELINE, read_baselines
+from tagsmith.deployment.baselines import BASELINE, read_baselines, write_baselines
 from tagsmith.deployment.recipe import SETTINGS, read_settings
 from tagsmith.deployment.saving import write_probes
 from tagsmith.deployment.tfidf_engine import open_tfidf
 from tagsmith.model.decision import plain_of
+
+if TYPE_CHECKING:
+    from tagsmith.evaluation.report import Report
+    from tagsmith.model.lexical import Lexical
 
 KIND = "tfidf"
 _KEPT = (SPLITS, "run.json")
@@ -37,6 +41,23 @@ def fill_tfidf(folder: Path, aside: Path) -> None:
         report = _report(json.loads((folder / "report.json").read_text(encoding="utf-8")))
         (aside / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(_card(report, own), encoding="utf-8")
+
+
+def write_student(folder: Path, aside: Path, lexical: Lexical, counts: Sequence[float], report: Report) -> None:
+    """Write into `aside` a bundle of its own for a student of the one in `folder`.
+
+    `counts (C,)` are the labels' training rows, `report` is the student's own.
+    """
+    settings = read_settings(folder)
+    write_baselines(aside, lexical, [count / sum(counts) for count in counts])
+    if (folder / SPLITS).is_file():
+        shutil.copyfile(folder / SPLITS, aside / SPLITS)
+    own = _settings(aside, settings)
+    (aside / SETTINGS).write_text(json.dumps(own, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_probes(aside, open_tfidf(aside, own))
+    plain = report.as_dict()
+    (aside / "report.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (aside / "README.md").write_text(_card(plain, own), encoding="utf-8")
 
 
 def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from tagsmith.evaluation.proportions import Interval, design_effect
 Value = Literal["better", "worse", "practically equal", "undecided"]
 Measure = Literal["accuracy", "micro_f1", "macro_f1", "balanced_accuracy"]
 SIGNIFICANCE = 0.05
+LLM = "LLM"
+"""What a verdict need not name: the one that a training is about."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Verdict:
     detectable_difference: float | None
     wording: Wording
     measure: Measure = "accuracy"
+    whose: str = LLM
 
     @property
     def value(self) -> Value:
@@ -52,8 +55,9 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """The verdict in a sentence."""
-        return sentence(self.value, self.difference, self.p_value, self.wording)
+        """The verdict in a sentence, which names what it is about where that is not the LLM alone."""
+        told = sentence(self.value, self.difference, self.p_value, self.wording)
+        return told if self.whose == LLM else f"{self.whose[0].upper()}{self.whose[1:]}: {told[0].lower()}{told[1:]}"
 
     def as_dict(self) -> dict[str, Any]:
         """The shape of `verdict` in report.json."""
@@ -221,14 +225,18 @@ def sentence(value: Value, difference: Interval, p_value: float, wording: Wordin
     return f"Undecided: {model} minus {baseline} is {_points(difference.value)} {unit} ({shown}); {wording.limit}."
 
 
-def with_cost(verdict: Mapping[str, Any], cost: Mapping[str, Mapping[str, float]]) -> str:
-    """The verdict of report.json in one sentence, with what the LLM costs beside TF-IDF (`cost` of run.json)."""
+def with_cost(verdict: Mapping[str, Any], cost: Mapping[str, Mapping[str, float]], *, name: str = "LLM") -> str:
+    """The verdict of report.json in one sentence, with what the LLM costs beside TF-IDF (`cost` of run.json).
+
+    `name` is what answers, where that is not the LLM alone.
+    """
     told, times = str(verdict["text"]).removesuffix("."), _times(cost)
     if verdict["value"] == "better":
         gain = verdict["difference"]["value"]
         fewer = f"{round(10 * gain):,} errors fewer in 1,000 texts, " if verdict["measure"] == "accuracy" else ""
         return f"{told}: {fewer}for {times} its cost per text."
-    return f"{told}; the LLM's answers cost {times} as much."
+    whose = "the LLM's" if name == LLM else "its"
+    return f"{told}; {whose} answers cost {times} as much."
 
 
 def _times(cost: Mapping[str, Mapping[str, float]]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from tagsmith import __version__
 from tagsmith.errors import BundleError
-from tagsmith.evaluation.comparison import Verdict, compare_hits, corrected
+from tagsmith.evaluation.comparison import LLM, Verdict, compare_hits, corrected
 from tagsmith.evaluation.label_sets import SetScores, measure_sets
 from tagsmith.evaluation.metrics import Scores, measure, require_probabilities
 from tagsmith.evaluation.sections import Asked, Measured, sections_of
@@ -118,6 +118,7 @@ def build_report(
     thresholds: Mapping[str, Rule] | None = None,
     metric: str = "log_loss",
     llm_probs: np.ndarray | None = None,
+    name: str = LLM,
     asked: Asked = _NOTHING,
     cascade: Mapping[str, Any] | None = None,
     robustness: Sequence[Mapping[str, Any]] = (),
@@ -136,20 +137,20 @@ def build_report(
     rest are plain data that is kept as it is, `data.labels` added where it is absent.
 
     `asked` says what else the report should have, `cascade` and `robustness` are what was measured apart. Where the
-    model is no pure LLM, `llm_probs (N, C)` are those of the best one: both are compared with TF-IDF then, and p-values
-    corrected (Holm). DataError where probabilities are none.
+    model is no pure LLM, `name` says what it is, and `llm_probs (N, C)` are those of the best LLM: both are compared
+    with TF-IDF then, and p-values corrected (Holm). DataError where probabilities are none.
 
     Where `labels` are multi-label `truth` is `(N, C)` bool, and `thresholds` needs `model`, each name of
     `baseline_probs`, and `before_tuning` with `before_probs`: arrays `(C,)`. `metric` then decides by what is compared
     (see `compared_by`), and `discordance` is the `paired_spread` of that measure.
     Where they are not, a Decision in it says that another label than the likeliest is answered.
     """
-    for name, each in {"the model": probs, **baseline_probs}.items():
-        require_probabilities(each, several=labels.multi_label, whose=name)
+    for whose, each in {"the model": probs, **baseline_probs}.items():
+        require_probabilities(each, several=labels.multi_label, whose=whose)
     rows = _TestRows(truth, groups, labels, resamples, seed)
     rivals = {name: each for name, each in (("served", probs), ("llm", llm_probs)) if each is not None}
     verdicts = rows.compared(
-        rivals, baseline_probs["tfidf"], thresholds, metric=metric, margin=margin, spread=discordance
+        rivals, baseline_probs["tfidf"], thresholds, name=name, metric=metric, margin=margin, spread=discordance
     )
     own, before = ((thresholds or {}).get(name) for name in ("model", "before_tuning"))
     return Report(
@@ -216,25 +217,26 @@ class _TestRows:
         baseline: np.ndarray,
         thresholds: Mapping[str, Rule] | None,
         *,
+        name: str,
         metric: str,
         margin: float,
         spread: float | None,
     ) -> dict[str, Verdict]:
         """Each of `rivals` against TF-IDF, p-values corrected for their number."""
         found = {}
-        for name, probs in rivals.items():
+        for rival, probs in rivals.items():
             rules = thresholds or {}
-            answers = decided(probs, rules.get("model" if name == "served" else name))
-            rival = decided(baseline, rules.get("tfidf"))
+            answers = decided(probs, rules.get("model" if rival == "served" else rival))
+            beside = decided(baseline, rules.get("tfidf"))
             by = compared_by(metric, rules.get("model"))
             if by == "accuracy" and answers.ndim == 1:
-                hits = (answers == self.truth, rival == self.truth)
-                found[name] = compare_hits(*hits, self.groups, margin=margin, discordance=spread)
+                hits = (answers == self.truth, beside == self.truth)
+                found[rival] = compare_hits(*hits, self.groups, margin=margin, discordance=spread)
                 continue
-            found[name] = compare_sets(
+            found[rival] = compare_sets(
                 as_sets(self.truth, len(self.labels)),
                 as_sets(answers, len(self.labels)),
-                as_sets(rival, len(self.labels)),
+                as_sets(beside, len(self.labels)),
                 self.groups,
                 measure=by,
                 resamples=self.resamples,
@@ -242,7 +244,8 @@ class _TestRows:
                 margin=margin,
                 spread=spread,
             )
-        return corrected(found)
+        named = {rival: replace(each, whose=name if rival == "served" else LLM) for rival, each in found.items()}
+        return corrected(named)
 
 
 def _plain(value: Any) -> Any:

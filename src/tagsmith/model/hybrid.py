@@ -16,6 +16,14 @@ from tagsmith.model.lexical import Lexical
 Hybrid = Literal["none", "average", "stacking", "cascade"]
 """How LLM and TF-IDF answer together; `none` is the LLM alone."""
 
+WHOLE = {
+    "none": "LLM",
+    "average": "the average of TF-IDF and the LLM",
+    "stacking": "the stack of TF-IDF and the LLM",
+    "cascade": "the cascade of TF-IDF and the LLM",
+}
+"""What answers, by the kind of hybrid."""
+
 LEAST = 1e-12
 """A probability that TF-IDF holds for impossible, such as that of a label it never saw."""
 
