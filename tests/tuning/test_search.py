@@ -286,3 +286,17 @@ def test_budgets_are_read_as_they_are_written(toy, given, expected):
     assert budget_of(config, [toy]) == expected
     slow = replace(toy, frozen=1.0)
     assert budget_of(Config.of({"tuning": {"method": "auto"}}), [slow]) == 1800
+
+
+def test_with_a_few_rows_a_slow_start_does_not_keep_texts_from_being_drawn_together(compete):
+    entrants, texts = compete("bert", counts={"train": 24, "validation": 20})
+    quick = [replace(each, step=1e-7, frozen=1e-8) for each in entrants]
+    config = Config.of({"tuning": {"method": "auto", "precision": "fp32"}})
+    found = search(quick, texts, config, clock=Clock(60.0, 0.0, now=lambda: 55.0))
+    tried = {each.kind: each.verdict is not None for each in found.candidates}
+    assert tried["contrastive"]
+    assert found.recipe.applied(config).tuning.method == "contrastive"
+    assert found.recipe.applied(config).tuning.epochs == 10
+    slow = [replace(each, step=1.0, frozen=1.0) for each in entrants]
+    late = search(slow, texts, config, clock=Clock(60.0, 0.0, now=lambda: 55.0))
+    assert late.recipe.applied(config).tuning.method == "head"

@@ -72,7 +72,14 @@ PASSES, LONGEST, SHORTEST = 3, 1800.0, 60.0
 FEW_UNTIL = 0.7
 """With a few rows of each label: a trial takes no less than the training, which is over soon."""
 
+LATEST, LATEST_FEW = 0.95, 1.15
+"""Of the budget: when the winner's training should have ended. With a few rows of each label it takes seconds, and what
+draws texts together must not lose them to a start that was slow: a budget is kept within a fifth."""
+
 MOST_DEPTHS, EPOCHS, BLOCKS_TIMED = 6, 2, 6
+
+_SPARE = 1.2
+_TOGETHER = "contrastive"
 
 WHOLE = 0.8
 """A sample with this share of the training rows speaks for all of them."""
@@ -173,7 +180,7 @@ def search(
     listen(Event("tuning", "search", values={"text": _announced(planned, sample, clock, config)}))
     candidates += _judged(planned, sample, config, clock, together, listen=listen)
     is_whole = sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth)
-    rules: dict[str, Any] = {"is_whole": is_whole, "left": clock.left(0.95), "few": _are_few(entrants)}
+    rules: dict[str, Any] = {"is_whole": is_whole, "left": clock.left(_latest(entrants)), "few": _are_few(entrants)}
     bases = {chosen_of(candidates, **rules), best_of(candidates)}
     few = len(entrants[0].parts["validation"].truth) < FEWEST_ROWS
     for base in sorted(bases):
@@ -195,6 +202,11 @@ def search(
     return Found(
         recipe, tuple(candidates), chosen, look.depths(candidates, sample, config), clock.budget, rows, tuple(told)
     )
+
+
+def _latest(entrants: Sequence[Entrant]) -> float:
+    """The share of the budget that may be over when the winner has learnt."""
+    return LATEST_FEW if _are_few(entrants) else LATEST
 
 
 def _are_few(entrants: Sequence[Entrant]) -> bool:
@@ -249,7 +261,10 @@ def _planned(
             dearest = max(dearest, recipe.seconds(look.entrant, config) * (2.5 if config.tuning.refit else 1.0))
     until = max(SHARES["trials"], 0.85 - 1.2 * dearest / clock.budget)  # a small table leaves more time for trials
     if _are_few([look.entrant for look, _ in tunings]):
-        until = max(until, FEW_UNTIL)
+        # What draws texts together is tried even if the start has taken most of a short budget.
+        paired = zip(tunings, costs, strict=True)
+        wanted = sum(cost.on(1.0) for (_, recipe), cost in paired if recipe.applied(config).tuning.method == _TOGETHER)
+        until = max(until, FEW_UNTIL, min(LATEST, (clock.spent + _SPARE * wanted) / clock.budget))
     ladder = plan_ladder(costs, lanes * clock.left(until))
     return _Planned(heads, [tunings[i] for i in ladder.entrants], ladder.rungs, until)
 
@@ -329,7 +344,7 @@ def _fitted(
 
     Epochs that the user asked for are all made. `reserved` are seconds that other work will take.
     """
-    own, left = recipe.applied(config).tuning, clock.left(0.95) - reserved
+    own, left = recipe.applied(config).tuning, clock.left(_latest([entrant])) - reserved
     if own.refit:  # the same once more, and on the validation rows too
         left /= 2 + len(entrant.parts["validation"].truth) / len(entrant.parts["train"].truth)
     if own.method == "head":
