@@ -77,6 +77,13 @@ def test_whatever_learnt_can_learn_again(tuning, toy_csv, tmp_path, quick_config
     assert any("tuning.refit" in note for note in made.report["notes"])
 
 
+def test_several_processes_do_not_refit():
+    config = Config.of({"tuning": {"refit": True}})
+    with pytest.raises(SettingError, match=r"2 share this training.*leave tuning.refit out"):
+        require_refit(config, processes=2)
+    require_refit(config, processes=1)
+
+
 def test_a_bound_and_a_refit_exclude_one_another():
     asked = {"tuning": {"refit": True}, "evaluation": {"max_error": 0.05}}
     with pytest.raises(SettingError, match=r"evaluation\.max_error rests on rows"):

@@ -109,7 +109,7 @@ def train(
         prepared = prepare_sources(source, validation, test, run) if ready is None else run.take(ready)
         check_rows(prepared, run)
         require_provable(prepared, config)
-        require_refit(config)
+        require_refit(config, processes=ranks.count)
         if unlabelled is not None:
             require_distillable(prepared.splits.train)
     with run.timed("imports"):

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from tagsmith.tuning.learner import Part
 
 
-def require_refit(config: Config) -> None:
-    """SettingError where a refit would learn from rows that a bound rests on, before anything is trained."""
+def require_refit(config: Config, *, processes: int = 1) -> None:
+    """SettingError, before anything is trained, for a refit on rows that a bound rests on, or by several processes."""
+    if config.tuning.refit and processes > 1:
+        raise SettingError(
+            f"tuning.refit trains in one process once all is measured, and {processes} share this training. Expected "
+            "one process; leave tuning.refit out."
+        )
     asked = config.evaluation
     bounds = {"max_error": asked.max_error, "coverage": asked.coverage, "threshold_goal": asked.threshold_goal}
     given = [f"evaluation.{name}" for name, value in bounds.items() if value is not None]
