@@ -69,7 +69,13 @@ def test_a_refit_is_as_if_the_validation_rows_had_been_training_rows(
 
 
 @pytest.mark.parametrize(
-    "tuning", [{"method": "head"}, {"hybrid": "average", "epochs": 1}, {"method": "lora", "epochs": 1}]
+    "tuning",
+    [
+        {"method": "head"},
+        {"hybrid": "average", "epochs": 1},
+        {"method": "lora", "epochs": 1},
+        {"method": "contrastive", "epochs": 2},
+    ],
 )
 def test_whatever_learnt_can_learn_again(tuning, toy_csv, tmp_path, quick_config):
     made = train(toy_csv, out=tmp_path / "b", config=quick_config(tuning={"refit": True, **tuning}))

@@ -354,15 +354,18 @@ def step_seconds(classifier: Classifier, part: Part, plan: Plan, *, token: float
     events, before = loop.events(), time.perf_counter()
     while len(seconds) < (count if is_slow else 2 * count):
         with saved if len(seconds) < count else nullcontext():
-            event = next(events)
+            event = next(events, None)
+        if event is None:  # a text alone has nothing to be contrasted with: its step was left out
+            break
         now = time.perf_counter()
-        if event.name == "step":
+        if event.name in ("step", "contrast"):
             seconds.append(now - before)
         before = now
     events.close()
     recomputed = 4 / 3 if plan.config.tuning.gradient_checkpointing else 1.0
     tokens = int(loop.parts["train"].tokens.lengths.sum())
-    return recomputed * sum(seconds[-count:]) / count, saved.bytes / tokens / max(1, plan.blocks_above)
+    last = seconds[-count:]
+    return recomputed * sum(last) / len(last), saved.bytes / tokens / max(1, plan.blocks_above)
 
 
 def _trial(classifier: Classifier, part: Part, plan: Plan, *, steps: int) -> Loop:
