@@ -61,9 +61,10 @@ def test_a_search_judges_all_on_the_same_rows_and_names_a_recipe(compete, heard)
     entrants, texts = compete("llama", "bert")
     before = [{name: weight.clone() for name, weight in each.classifier.named_parameters()} for each in entrants]
     config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64, "start": "random"}, "model": {"layers": 2}})
-    found = search(entrants, texts, config, clock=Clock(60.0, 0.0, now=lambda: 0.0), listen=heard.append)
+    found = search(entrants, texts, config, clock=Clock(20.0, 0.0, now=lambda: 0.0), listen=heard.append)
     verdicts = [each.verdict for each in found.candidates]
     assert {len(verdict.loss_H) for verdict in verdicts} == {200}
+    assert (found.sample["judged"], found.sample["folds"], found.sample["repeats"]) == (200, 3, 3)
     assert {each.recipe.backbone for each in found.candidates if each.recipe} == {"llama", "bert"}
     assert {each.kind for each in found.candidates} >= {"tfidf", "head", "last_layers"}
     assert found.recipe.applied(Config.of(AUTO)).tuning.method != "auto"
@@ -292,11 +293,13 @@ def test_with_a_few_rows_a_slow_start_does_not_keep_texts_from_being_drawn_toget
     entrants, texts = compete("bert", counts={"train": 24, "validation": 20})
     quick = [replace(each, step=1e-7, frozen=1e-8) for each in entrants]
     config = Config.of({"tuning": {"method": "auto", "precision": "fp32"}})
-    found = search(quick, texts, config, clock=Clock(60.0, 0.0, now=lambda: 55.0))
+    clock = Clock(60.0, 0.0, now=lambda: 55.0)
+    found = search(quick, texts, config, clock=clock)
     tried = {each.kind: each.verdict is not None for each in found.candidates}
     assert tried["contrastive"]
-    assert found.recipe.applied(config).tuning.method == "contrastive"
-    assert found.recipe.applied(config).tuning.epochs == 10
+    together = next(each.recipe for each in found.candidates if each.kind == "contrastive")
+    assert _fitted(together, quick[0], config, clock) == (together, [])
+    assert together.applied(config).tuning.epochs == 10
     slow = [replace(each, step=1.0, frozen=1.0) for each in entrants]
     late = search(slow, texts, config, clock=Clock(60.0, 0.0, now=lambda: 55.0))
     assert late.recipe.applied(config).tuning.method == "head"

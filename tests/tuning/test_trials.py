@@ -72,7 +72,7 @@ def test_being_too_sure_costs_a_candidate_nothing():
     random = np.random.default_rng(0)
     truth = random.integers(0, 3, size=600)
     logits = 2 * np.eye(3)[truth] + random.normal(size=(600, 3))
-    plain, sure = judged(logits, truth), judged(30 * logits, truth)
+    plain, sure = (judged(each, truth, np.arange(600)) for each in (logits, 30 * logits))
     assert sure.loss == pytest.approx(plain.loss, rel=1e-3)
     raw = row_losses(torch.from_numpy(30 * logits), torch.from_numpy(truth)).mean()
     assert raw > 3 * plain.loss
@@ -121,3 +121,49 @@ def test_each_round_has_rows_of_each_label_to_learn_from():
     for fit, held in folds_of(np.arange(12), seed=0, truth=truth):
         assert np.bincount(truth[fit], minlength=4).tolist() == [2, 2, 2, 2]
         assert np.bincount(truth[held], minlength=4).tolist() == [1, 1, 1, 1]
+
+
+def test_few_rows_are_cut_into_folds_several_times_and_count_once():
+    parts = {"train": part_of(90, groups=np.arange(90) // 2), "validation": part_of(30, groups=100 + np.arange(30))}
+    once = draw_sample(parts, rows=90, seed=0)
+    sample = once.repeated(3, parts, seed=0)
+    assert (sample.count, sample.repeats, len(sample.folds)) == (120, 3, 9)
+    for (_, again), (_, first) in zip(sample.folds[:3], once.folds, strict=True):
+        assert np.array_equal(again, first)
+    assert np.bincount(sample.judged).tolist() == [3] * 120
+    assert not np.array_equal(sample.folds[0][1], sample.folds[3][1])
+    groups = sample.of(parts).groups
+    for fit, held in sample.folds:
+        assert not set(groups[fit]) & set(groups[held])
+
+
+def test_rows_that_are_judged_by_validation_rows_are_not_cut_again():
+    parts = {"train": part_of(5000), "validation": part_of(1000)}
+    sample = draw_sample(parts, rows=500, seed=0)
+    assert sample.repeated(3, parts, seed=0) is sample
+
+
+def test_a_row_that_is_judged_three_times_weighs_as_much_as_one_judged_once():
+    random = np.random.default_rng(3)
+    truth = random.integers(0, 2, size=200)
+    rounds = [random.permutation(200) for _ in range(3)]
+    logits = [np.eye(2)[truth[rows]] + random.normal(size=(200, 2)) for rows in rounds]
+    thrice = judged(np.concatenate(logits), truth, np.concatenate(rounds))
+    single = [judged(own, truth, rows) for own, rows in zip(logits, rounds, strict=True)]
+    assert thrice.loss_H.shape == thrice.right_H.shape == (200,)
+    assert thrice.right_H == pytest.approx(np.mean([each.right_H for each in single], axis=0))
+    assert thrice.loss == pytest.approx(np.mean([each.loss for each in single]), rel=0.02)
+    low, high = (thrice.as_dict()["loss"][end] for end in ("low", "high"))
+    spread = thrice.loss_H.std(ddof=1) / np.sqrt(200)
+    assert (high - low) / 2 == pytest.approx(1.96 * spread)
+
+
+def test_labels_that_take_turns_in_a_table_do_not_spoil_the_temperature():
+    random = np.random.default_rng(0)
+    truth = np.arange(600) % 2
+    logits = np.eye(2)[truth] + random.normal(size=(600, 2))
+    shuffled = random.permutation(600)
+    turns, mixed = (judged(logits[rows], truth, rows) for rows in (np.arange(600), shuffled))
+    assert turns.loss == pytest.approx(mixed.loss, rel=1e-6)
+    raw = row_losses(torch.from_numpy(logits), torch.from_numpy(truth)).mean()
+    assert turns.loss < 1.02 * raw

@@ -91,10 +91,10 @@ def hybrids_of(
         if kind == "none" or (few and kind != "average"):
             continue
         verdict, mixing = try_hybrid(kind, base.verdict, lexical, part, sample, seed=config.seed)
-        share = share_of(mixing, base.verdict.logits_HC, lexical.logits_HC, part.truth[sample.judged])
+        share = share_of(mixing, base.verdict.logits_TC, lexical.logits_TC, part.truth[sample.judged])
         own = {"hybrid_share": round(share, 3)} if few and config.tuning.hybrid_share is None else {}
         recipe = base.recipe.with_tuning(hybrid=kind, **own)
-        asked_of = 1 - float(mixing.is_sure(lexical.logits_HC).mean())
+        asked_of = 1 - float(mixing.is_sure(lexical.logits_TC).mean())
         found.append(
             replace(
                 base,

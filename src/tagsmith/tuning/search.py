@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +51,7 @@ from tagsmith.tuning.recipes import (
 from tagsmith.tuning.trials import (
     ENOUGH,
     HELD_OUT,
+    MOST_REPEATS,
     Judged,
     Sample,
     draw_sample,
@@ -76,7 +77,7 @@ LATEST, LATEST_FEW = 0.95, 1.15
 """Of the budget: when the winner's training should have ended. With a few rows of each label it takes seconds, and what
 draws texts together must not lose them to a start that was slow: a budget is kept within a fifth."""
 
-MOST_DEPTHS, EPOCHS, BLOCKS_TIMED = 6, 2, 6
+MOST_DEPTHS, EPOCHS, BLOCKS_TIMED, FIRST_TUNINGS = 6, 2, 6, 3
 
 _SPARE = 1.2
 _TOGETHER = "contrastive"
@@ -168,6 +169,7 @@ def search(
     `texts` are those of each part, for TF-IDF; the test rows are not among them. `together` tries several at a time.
     """
     sample = draw_sample(entrants[0].parts, rows=_rows_for(entrants, clock), seed=config.seed)
+    sample = sample.repeated(_repeats(entrants, sample, config, clock), entrants[0].parts, seed=config.seed)
     part, began = sample.of(entrants[0].parts), clock.spent
     lexical = try_lexical(sample.texts(texts), part, sample, labels=entrants[0].classifier.labels, seed=config.seed)
     beside = (clock.spent - began) * len(entrants[0].parts["train"].truth) / sample.fitted
@@ -197,7 +199,8 @@ def search(
     dropped = sum(each.is_dropped for each in candidates)
     if dropped:
         told.append(f"{dropped} of {planned.count} candidates were dropped: the trials took longer than forecast.")
-    rows = {"learnt_from": sample.each, "judged": len(sample.judged), "folds": len(sample.folds)}
+    folds = len(sample.folds) // sample.repeats
+    rows = {"learnt_from": sample.each, "judged": sample.count, "folds": folds, "repeats": sample.repeats}
     rows |= {"rungs": [vars(rung) for rung in planned.rungs]}
     return Found(
         recipe, tuple(candidates), chosen, look.depths(candidates, sample, config), clock.budget, rows, tuple(told)
@@ -223,6 +226,17 @@ def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> int:
     most = SHARES["probes"] * clock.budget / seconds - held
     fewest, enough = SAMPLE_ROWS
     return int(min(np.clip(most, fewest, enough), max(fewest, SAMPLE_TOKENS / max(tokens) - held)))
+
+
+def _repeats(entrants: Sequence[Entrant], sample: Sample, config: Config, clock: Clock) -> int:
+    """How often rows are cut into folds: so that the first tunings of each backbone may still be tried."""
+    seconds = 0.0
+    for each in entrants:
+        recipes = recipes_of(each, config, depths=[each.depth], head=(each.depth, each.classifier.pooling))
+        tunings = [recipe for recipe in recipes if recipe.applied(config).tuning.method != "head"]
+        costs = (recipe.trial_seconds(each, config, rows=sample.fitted, epochs=EPOCHS) for recipe in tunings)
+        seconds += sum(islice(costs, FIRST_TUNINGS))
+    return int(np.clip(clock.left(SHARES["trials"]) // max(seconds, 1e-3), 1, MOST_REPEATS))
 
 
 @dataclass(frozen=True)
@@ -382,11 +396,12 @@ def _said(candidate: Candidate) -> Event:
 
 
 def _announced(planned: _Planned, sample: Sample, clock: Clock, config: Config) -> str:
-    how = "validation rows" if len(sample.folds) == 1 else f"rows in {len(sample.folds)} folds"
+    folds, times = len(sample.folds) // sample.repeats, sample.repeats
+    how = "validation rows" if folds == 1 else f"rows in {folds} folds" + (f", {times} times over" if times > 1 else "")
     given = "" if config.tuning.budget_seconds is not None else " (tuning.budget was not given)"
     return (
         f"Searching within {lasting(clock.budget)}{given}: {planned.count} candidates learn from "
-        f"{sample.each} rows{_halved(planned)} and are judged on {len(sample.judged)} {how}."
+        f"{sample.each} rows{_halved(planned)} and are judged on {sample.count} {how}."
     )
 
 
@@ -482,7 +497,7 @@ class _Look:
                 for (depth, how), judged in self.probes.items()
             ),
             tunings=tuple(tried[depth] for depth in sorted(tried)),
-            rows={"train": sample.each, "validation": len(sample.judged)},
+            rows={"train": sample.each, "validation": sample.count},
             cost=0.0,
             low=0.0,
             high=0.0,

@@ -2,9 +2,10 @@
 
 Candidates learn from a sample of the training rows and are judged on a thousand others or more: the validation and
 calibration rows, and training rows where those are fewer. In a small table all rows but the test's are cut into folds
-that keep groups whole, and each row is judged by what learnt from the other folds (STATISTICS.md 17).
+that keep groups whole, and each row is judged by what learnt from the other folds; fewer than a thousand rows are cut
+in up to three ways, as there is time for (STATISTICS.md 17).
 
-Axes: N rows of the sample, H of them judged, C labels, D width.
+Axes: N rows of the sample, H of them judged, T times that a row of them is judged, all together, C labels, D width.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tagsmith.tuning.mixing import cross_mixed, fit_mixing
 from tagsmith.tuning.probes import fit_probe
 from tagsmith.tuning.recipes import Recipe
 
-ENOUGH, FOLDS = 1000, 3
+ENOUGH, FOLDS, MOST_REPEATS = 1000, 3, 3
 HELD_OUT = ("validation", "calibration")
 STRENGTH = 10.0
 
@@ -42,7 +43,8 @@ STRENGTH = 10.0
 class Sample:
     """The rows that candidates are judged by: which of each part, in the order of `parts`, and the folds.
 
-    `folds` has for each round the rows to learn from and the rows to judge, as places in the sample.
+    `folds` has for each round the rows to learn from and the rows to judge, as places in the sample: more than three
+    rounds where rows were cut into folds several times.
     """
 
     rows: Mapping[str, np.ndarray]
@@ -50,8 +52,25 @@ class Sample:
 
     @property
     def judged(self) -> np.ndarray:
-        """The judged rows `(H,)`, in the order of all rounds."""
+        """The judged rows `(T,)`, in the order of all rounds: each as often as it is judged."""
         return np.concatenate([held for _, held in self.folds])
+
+    @property
+    def count(self) -> int:
+        """How many rows are judged, each counted once."""
+        return len(np.unique(self.judged))
+
+    @property
+    def repeats(self) -> int:
+        """How often each of them is judged."""
+        return len(self.judged) // self.count
+
+    def repeated(self, times: int, parts: Mapping[str, Part], *, seed: int) -> Sample:
+        """The same rows cut into folds so many times, where folds judge them and they are fewer than a thousand."""
+        if len(self.folds) == 1 or self.count >= ENOUGH:
+            return self
+        cuts = (_cut(self.rows, parts, seed=seed, repeat=i) for i in range(times))
+        return Sample(self.rows, tuple(fold for cut in cuts for fold in cut))
 
     @property
     def fitted(self) -> int:
@@ -105,9 +124,15 @@ def draw_sample(parts: Mapping[str, Part], *, rows: int, seed: int) -> Sample:
         count = sum(len(own) for own in chosen.values())
         return Sample(chosen, ((np.arange(len(fit)), np.arange(len(fit), count)),))
     chosen = {"train": np.sort(order[:rows]), **{name: np.arange(count) for name, count in held.items()}}
+    return Sample(chosen, _cut(chosen, parts, seed=seed))
+
+
+def _cut(
+    chosen: Mapping[str, np.ndarray], parts: Mapping[str, Part], *, seed: int, repeat: int = 0
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     groups = np.concatenate([_groups(parts[name])[own] for name, own in chosen.items()])
     truth = np.concatenate([parts[name].truth[own] for name, own in chosen.items()])
-    return Sample(chosen, folds_of(groups, seed=seed, truth=truth))
+    return folds_of(groups, seed=seed, truth=truth, repeat=repeat)
 
 
 def _by_group(part: Part, random: np.random.Generator) -> np.ndarray:
@@ -125,15 +150,15 @@ def _some(count: int, most: int, random: np.random.Generator) -> np.ndarray:
 
 
 def folds_of(
-    groups: np.ndarray, *, seed: int, truth: np.ndarray | None = None
+    groups: np.ndarray, *, seed: int, truth: np.ndarray | None = None, repeat: int = 0
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Three rounds in which each row is judged once; rows of a group are never on both sides.
 
     Groups are dealt out label by label where `truth` is given: a round that lacks rows of a label would judge what it
-    could not learn.
+    could not learn. Each `repeat` cuts them in another way.
     """
     known, first_G, group_N = np.unique(groups, return_index=True, return_inverse=True)
-    order = np.random.default_rng([seed, 6]).permutation(len(known))
+    order = np.random.default_rng([seed, 6, repeat] if repeat else [seed, 6]).permutation(len(known))
     if truth is not None:
         label_G = (truth.argmax(axis=1) if truth.ndim == 2 else truth)[first_G]
         order = order[np.argsort(label_G[order], kind="stable")]
@@ -145,11 +170,15 @@ def folds_of(
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judged rows say of a candidate: the loss of each `(H,)`, whether it is answered right, its logits."""
+    """What the judged rows say of a candidate.
+
+    Of each row its mean loss and the share of times that it is answered right `(H,)`, and the logits of each time
+    `(T, C)`.
+    """
 
     loss_H: np.ndarray
     right_H: np.ndarray
-    logits_HC: np.ndarray
+    logits_TC: np.ndarray
 
     @property
     def loss(self) -> float:
@@ -180,16 +209,23 @@ class Judged:
         return {"n": len(self.loss_H), "loss": interval(self.loss_H), "accuracy": accuracy}
 
 
-def judged(logits_HC: np.ndarray, truth: np.ndarray) -> Judged:
-    """The losses of logits against the truth of the judged rows, at a temperature that the other half of them asks for.
+def judged(logits_TC: np.ndarray, truth: np.ndarray, rows_T: np.ndarray) -> Judged:
+    """The losses of logits against the truth of all rows, `rows_T` of which are judged, some of them several times.
 
-    What is trained on all rows is calibrated at the end; a candidate that is right and too sure must not lose for it.
+    They are read at a temperature that the other half of the rows asks for: what is trained on all rows is calibrated
+    at the end, and a candidate that is right and too sure must not lose for it.
     """
-    raw, answers = torch.from_numpy(logits_HC).double(), torch.from_numpy(truth)
+    known, row_T = np.unique(rows_T, return_inverse=True)
+    half_T = (np.random.default_rng(0).permutation(len(known)) % 2)[row_T]  # by chance: labels may take turns
+    raw, answers = torch.from_numpy(logits_TC).double(), torch.from_numpy(truth[rows_T])
     logits = raw.clone()
-    for own in (np.arange(len(truth)) % 2 == 0, np.arange(len(truth)) % 2 == 1):
+    for own in (half_T == 0, half_T == 1):
         logits[own] /= _temperature(raw[~own], answers[~own])
-    return Judged(row_losses(logits, answers).numpy(), right_rows(logits, answers).numpy(), logits.numpy())
+
+    def by_row(values: torch.Tensor) -> np.ndarray:
+        return np.bincount(row_T, weights=values.double().numpy(), minlength=len(known)) / np.bincount(row_T)
+
+    return Judged(by_row(row_losses(logits, answers)), by_row(right_rows(logits, answers)), logits.numpy())
 
 
 def _temperature(logits: torch.Tensor, truth: torch.Tensor) -> float:
@@ -208,9 +244,9 @@ def try_hybrid(
     kind: Hybrid, llm: Judged, lexical: Judged, part: Part, sample: Sample, *, seed: int
 ) -> tuple[Judged, Mixing]:
     """LLM and TF-IDF together, each judged row by a mixing that others have fitted, and the mixing of all of them."""
-    truth, groups = part.truth[sample.judged], _groups(part)[sample.judged]
-    both = (llm.logits_HC, lexical.logits_HC, truth)
-    verdict = judged(cross_mixed(kind, *both, groups, seed=seed), truth)
+    groups = _groups(part)[sample.judged]
+    both = (llm.logits_TC, lexical.logits_TC, part.truth[sample.judged])
+    verdict = judged(cross_mixed(kind, *both, groups, seed=seed), part.truth, sample.judged)
     return verdict, fit_mixing(kind, *both)
 
 
@@ -223,7 +259,7 @@ def try_probe(classifier: Classifier, part: Part, states: States, sample: Sample
     for fit, held in sample.folds:
         probe = fit_probe(pooled_ND[fit], truth[fit], classes=len(classifier.labels), strength=STRENGTH, bias=True)
         found.append(probe.logits(pooled_ND[held]).numpy())
-    return judged(np.concatenate(found), part.truth[sample.judged])
+    return judged(np.concatenate(found), part.truth, sample.judged)
 
 
 def try_recipe(
@@ -269,7 +305,7 @@ def try_recipe(
             found.append(finish_states(candidate, states[start].of_texts(held), start=start))
         else:
             found.append(Scorer(candidate).logits(part.tokens.of_texts(held)))
-    return judged(np.concatenate(found), part.truth[sample.judged])
+    return judged(np.concatenate(found), part.truth, sample.judged)
 
 
 def later_is_better() -> Any:
@@ -294,4 +330,4 @@ def try_lexical(texts: Sequence[str], part: Part, sample: Sample, *, labels: Lab
             lexical = fit_lexical(known, part.truth[fit], groups[fit], classes=len(labels), seed=seed)
         probs_HC = np.clip(lexical.probabilities([texts[i] for i in held]), 1e-12, 1 - 1e-12)
         found.append(np.log(probs_HC) - np.log1p(-probs_HC) if labels.multi_label else np.log(probs_HC))
-    return judged(np.concatenate(found), part.truth[sample.judged])
+    return judged(np.concatenate(found), part.truth, sample.judged)
