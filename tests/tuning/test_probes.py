@@ -55,6 +55,17 @@ def test_the_penalty_with_the_least_loss_on_unseen_groups_is_chosen():
     assert losses[alone] < kept[together]
 
 
+def test_a_feature_that_never_varies_gets_no_weight_to_speak_of():
+    pooled_ND, truth_N = points()
+    still_N1 = 0.3 + 1e-8 * torch.randn(len(pooled_ND), 1, generator=torch.Generator().manual_seed(0))
+    plain = fit_probe(pooled_ND, truth_N, classes=3, strength=10.0, bias=True, steps=500)
+    beside = fit_probe(torch.cat([pooled_ND, still_N1], dim=1), truth_N, classes=3, strength=10.0, bias=True, steps=500)
+    assert beside.weight_CD[:, -1].abs().max() < plain.weight_CD.abs().max()
+    moved_ND = torch.cat([pooled_ND, still_N1 + 0.01], dim=1)  # as a step of tuning may move it
+    found_NC, expected_NC = beside.logits(moved_ND).softmax(1), plain.logits(pooled_ND).softmax(1)
+    torch.testing.assert_close(found_NC, expected_NC, atol=0.02, rtol=0)
+
+
 def test_a_small_probe_is_fitted_on_one_thread_and_the_others_are_there_afterwards(monkeypatch):
     pooled_ND, truth_N = points(90)
     used, before = [], torch.get_num_threads()

@@ -27,6 +27,11 @@ STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 unit variance. The strongest first: a weaker one must do better."""
 
 FOLDS, MOST_STEPS, EARLY_STEPS = 3, 60, 15
+STILL = 0.01
+"""A feature that varies less than this share of the median one is scaled as if it did vary so much: some encoders have
+features that never vary (MiniLM-L6 has one), and a head that holds weights of thousands for them is thrown off as soon
+as tuning moves them."""
+
 _SMALL = 2**23
 """Products up to which one thread fits a probe: a second one gains nothing, and on a busy machine they wait for one
 another, 40 times as long in one measurement."""
@@ -93,7 +98,8 @@ def fit_probe(
 ) -> Probe:
     """The probe that minimises the loss plus an L2 penalty, by L-BFGS (Liu and Nocedal 1989) stopped after `steps`.
 
-    Features are scaled to unit variance, not centred: the head it becomes may have no bias.
+    Features are scaled to unit variance, but for those that hardly vary, and not centred: the head it becomes may have
+    no bias.
     """
     with few_threads(pooled_ND, classes=classes):
         return _fitted_probe(
@@ -117,7 +123,8 @@ def _fitted_probe(
     class_weights_C: Tensor | None,
     steps: int,
 ) -> Probe:
-    scale_D = pooled_ND.std(dim=0).clamp(min=1e-6)
+    spread_D = pooled_ND.std(dim=0)
+    scale_D = spread_D.clamp(min=max(1e-6, STILL * float(spread_D.median())))
     scaled_ND = pooled_ND / scale_D
     weight_CD = torch.zeros(classes, pooled_ND.shape[1], requires_grad=True)
     bias_C = torch.zeros(classes, requires_grad=True) if bias else None
