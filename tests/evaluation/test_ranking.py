@@ -65,3 +65,18 @@ def test_intervals_cover_with_few_positives_in_groups():
 
     # 92 % is asked for; two standard errors of 500 trials are 2.4 %. With normal quantiles 88 and 89 % were held.
     assert min(held.values()) >= 0.905 * 500
+
+
+def test_precision_recall_intervals_hold_where_one_of_six_labels_has_a_handful_of_rows():
+    random = np.random.default_rng(5)
+    is_true = np.repeat(np.arange(6), [138, 94, 9, 65, 81, 113])[:, None] == np.arange(6)
+    scores = random.normal(size=(500, 6)) + 4 * is_true
+    few = np.flatnonzero(is_true[:, 2])
+    scores[few, 2] = [1, 1, 5, 5, 5, 5, 5, 5, 5]  # two of the nine rank behind many others
+    truth = ranking(is_true, scores, np.arange(500)).pr_auc.value
+    held = 0
+    for _ in range(200):
+        rows = random.integers(0, 500, 300)
+        found = ranking(is_true[rows], scores[rows], np.arange(300)).pr_auc
+        held += found.low <= truth <= found.high
+    assert held >= 0.92 * 200

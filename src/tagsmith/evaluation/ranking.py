@@ -13,6 +13,13 @@ import numpy as np
 
 from tagsmith.evaluation.proportions import Interval
 
+UNSEEN = 0.2
+"""How much less precision than the others, as a share of the area, one more positive is taken to have.
+
+Precision has a long tail: of five positives all may rank first, and the sixth far down. Without it intervals held the
+truth in 83 % of samples with five positives of a label, with it in 98 %; with twenty it changes next to nothing.
+"""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -46,11 +53,15 @@ def _two_sided(is_true: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Area:
-    """An area, how it moves when a row gains weight `(N,)`, and the lower bound where no pair is out of order."""
+    """An area, how it moves when a row gains weight `(N,)`, and the lower bound where no pair is out of order.
+
+    `tail` is how much lower one more positive may lie than those that were drawn.
+    """
 
     value: float
     pulls: np.ndarray
     least: float
+    tail: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class _Curve:
         # A row moves the precision at every positive at or below it: up where it is one itself, down where not.
         up, down = (self._from_here_on(np.where(self.positive, part / rows**2, 0)) for part in (false, found))
         pulls = np.where(self.positive, precision - value + up, -down) / many
-        return _Area(value, self._as_given(pulls), _least_roc_auc(many, len(self.positive) - many))
+        return _Area(value, self._as_given(pulls), _least_roc_auc(many, len(self.positive) - many), UNSEEN * value)
 
     def _in_block(self, counts: np.ndarray) -> np.ndarray:
         before = np.where(self.first > 0, counts[self.first - 1], 0)
@@ -153,10 +164,13 @@ def _error(areas: list[_Area], is_true: np.ndarray, unit: np.ndarray) -> tuple[f
     pulls_NC = np.stack([area.pulls for area in areas], axis=1) / len(areas)
     total = float((np.bincount(unit, weights=pulls_NC.sum(axis=1)) ** 2).sum())
     plain, free = np.empty((2, 2 * len(areas)))
-    for i, (pulls, positive) in enumerate(zip(pulls_NC.T, is_true.T, strict=True)):
+    for i, (area, pulls, positive) in enumerate(zip(areas, pulls_NC.T, is_true.T, strict=True)):
         for cell, side in ((2 * i, positive), (2 * i + 1, ~positive)):
             plain[cell] = (np.bincount(unit[side], weights=pulls[side]) ** 2).sum()
             free[cell] = max(_effective(np.bincount(unit[side])) - 1, 1.0)
+        unseen = (area.tail / len(areas) / (free[2 * i] + 2)) ** 2
+        plain[2 * i] += unseen
+        total += unseen
     if not plain.any():
         return 0.0, float(free.sum())
     variances = plain * (free + 1) / free
