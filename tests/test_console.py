@@ -65,3 +65,12 @@ def test_a_probe_is_not_called_an_epoch(capsys):
 def test_an_event_that_it_does_not_know_is_passed_over(capsys):
     Console()(Event("deployment", "something new"))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_note_that_was_shown_when_it_arose_is_not_shown_again(capsys, report):
+    console, page = Console(), io.StringIO()
+    console(Event("data", "note", values={"text": "two rows were dropped"}))
+    console.scores(report | {"notes": ["two rows were dropped", "labels are uneven"]}, file=page)
+    assert "Note: two rows were dropped" in capsys.readouterr().err
+    assert "dropped" not in page.getvalue()
+    assert "Note: labels are uneven" in page.getvalue()

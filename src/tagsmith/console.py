@@ -38,6 +38,7 @@ class Console:
         )
         self._tasks: dict[str, TaskID] = {}
         self.tuning = False
+        self._noted: set[str] = set()
         self._told = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -56,6 +57,7 @@ class Console:
         if show is not None:
             show(event)
         elif event.name == "note":
+            self._noted.add(str(event.values["text"]))
             self.say(f"Note: {event.values['text']}")
 
     def say(self, text: str) -> None:
@@ -65,7 +67,10 @@ class Console:
     def scores(
         self, report: Mapping[str, Any], *, run: Mapping[str, Any] | None = None, file: TextIO | None = None
     ) -> None:
-        """The scores of model and baselines, as a table, and the verdict, with its price where `run` knows it."""
+        """The scores of model and baselines, as a table, and the verdict, with its price where `run` knows it.
+
+        Notes that were shown when they arose are not shown again.
+        """
         console = RichConsole(file=file or sys.stderr, highlight=False, soft_wrap=True)
         shares = {"accuracy": "accuracy", "macro F1": "macro_f1"}
         if report["test"].get("kind") == "multi_label":
@@ -85,7 +90,8 @@ class Console:
         if report.get("spread"):
             console.print(_spread(report, shares))
         for note in report.get("notes", ()):
-            console.print(escape(f"Note: {note}"))
+            if note not in self._noted:
+                console.print(escape(f"Note: {note}"))
         if report.get("shift"):
             console.print(escape(report["shift"]["text"]))
         facts = run or {}
