@@ -3,7 +3,8 @@
 Training sees the training rows (and the validation rows where a set has its own); a fiftieth of them is the test part
 that every training wants, so that the labels of the real test rows are nowhere near it. The bundle then answers the
 test texts, and a scorer of its own, which has never seen a model, reads the labels once. Each training is a cell in a
-process of its own (cells.py): finished ones are kept under build/benchmarks and reused, `--fresh` forgets them.
+process of its own (cells.py). What the scorer found stands in docs/benchmarks/quality, a file for each set and seed,
+with the machine and the commit: what is there is not run again, so that the table can be filled in over several days.
 
     python benchmarks/quality.py --seeds 3 --budget 10m --write docs/benchmarks/quality.md
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,6 +43,9 @@ GOALS = {
 }
 """Measure and aim, in per cent, of each set; None where the aim is not to be worse than TF-IDF."""
 
+SCORED = Path(__file__).parents[1] / "docs" / "benchmarks" / "quality"
+RESAMPLES = 1000
+
 
 def main() -> None:
     """Run the trainings that were not run yet, score them, and print the table."""
@@ -50,14 +55,11 @@ def main() -> None:
     parser.add_argument("--budget", default="10m")
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    seeds = range(1, arguments.seeds + 1)
     found = {
-        name: [
-            cell(__file__, "auto", data=name, seed=seed, budget=arguments.budget)
-            for seed in range(1, arguments.seeds + 1)
-        ]
-        for name in arguments.sets.split(",")
+        name: [scored(name, seed=seed, budget=arguments.budget) for seed in seeds] for name in arguments.sets.split(",")
     }
-    page = _page({name: [_scored(name, each) for each in runs] for name, runs in found.items()}, arguments)
+    page = _page(found, arguments)
     print(page)
     if arguments.write:
         arguments.write.write_text(page, encoding="utf-8")
@@ -102,12 +104,46 @@ def _of_tfidf(bundle: Any, texts: Sequence[str]) -> dict[str, Any]:
 # ---- The scorer: it sees answers and labels, and no model
 
 
-def _scored(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The measure of the set for each system's answers, in per cent, and how long it took."""
+def scored(name: str, *, seed: int, budget: str) -> dict[str, Any]:
+    """What is known of a run, or what it comes to now: its measure beside TF-IDF's, in per cent, and its times."""
+    kept = SCORED / f"{name}-{budget}-{seed}.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    run = cell(__file__, "auto", data=name, seed=seed, budget=budget)
     truth = pl.read_parquet(DATA / name / "test.parquet")["label"].to_list()
     measure, _ = GOALS[name]
-    scores = {system: 100 * _score(truth, answers, measure=measure) for system, answers in run["answers"].items()}
-    return {**scores, "winner": run["winner"], "seconds": run["seconds"], "chosen_after": run["chosen_after"]}
+    own, plain = run["answers"]["auto"], run["answers"]["tfidf"]
+    found = {
+        "auto": 100 * _score(truth, own, measure=measure),
+        "tfidf": 100 * _score(truth, plain, measure=measure),
+        "difference": _difference(truth, own, plain, measure=measure),
+        "rows": len(truth),
+        **{key: run[key] for key in ("winner", "seconds", "chosen_after")},
+        "machine": machine(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": _commit(),
+    }
+    SCORED.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def _difference(truth: Sequence[Any], own: Sequence[Any], plain: Sequence[Any], *, measure: str) -> list[float]:
+    """The 95 % interval of the paired difference, in points, by 1,000 resamples of the test rows."""
+    random, found = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        rows = random.integers(0, len(truth), len(truth))
+        drawn = ([each[i] for i in rows] for each in (truth, own, plain))
+        of_truth, of_own, of_plain = drawn
+        found.append(_score(of_truth, of_own, measure=measure) - _score(of_truth, of_plain, measure=measure))
+    return [100 * float(end) for end in np.quantile(found, [0.025, 0.975])]
+
+
+def _commit() -> str:
+    told = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    return told.stdout.strip()
 
 
 def _score(truth: Sequence[Any], answers: Sequence[Any], *, measure: str) -> float:
@@ -139,19 +175,21 @@ def _page(found: Mapping[str, Sequence[Mapping[str, Any]]], arguments: argparse.
         f"Command: `python benchmarks/quality.py {words}`.",
         f"Machine: {machine()}. Date: {datetime.now(UTC):%Y-%m-%d}. Seeds from 1.",
         "Means over seeds, smallest and largest in brackets, in per cent, on the test rows of each set, whose labels",
-        "no training saw; a fiftieth of the training rows is left out of training. Seconds are those until the weights",
-        "were chosen, imports among them.",
+        "no training saw; a fiftieth of the training rows is left out of training. Differences are points, with the",
+        "mean of the seeds' 95 % intervals (test rows resampled, paired). Seconds are those until the weights were",
+        "chosen, imports among them. Each run's machine, date and commit stand beside its scores in docs/benchmarks/quality.",
         "",
-        "| set | measure | aim | Tagsmith | TF-IDF | seconds | winner (first seed) |",
-        "|---|---|---|---|---|---|---|",
+        "| set | measure | aim | Tagsmith | TF-IDF | difference | seconds | winner (first seed) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in found.items():
         measure, aim = GOALS[name]
         values = [_spread([run[system] for run in runs]) for system in ("auto", "tfidf")]
         seconds = _spread([run["chosen_after"] for run in runs], digits=0)
-        lines.append(
-            f"| {name} | {measure} | {aim or 'TF-IDF'} | {values[0]} | {values[1]} | {seconds} | {runs[0]['winner']} |"
-        )
+        low, high = np.mean([run["difference"] for run in runs], axis=0)
+        apart = f"{np.mean([run['auto'] - run['tfidf'] for run in runs]):+.1f} ({low:+.1f} to {high:+.1f})"
+        told = f"| {name} | {measure} | {aim or 'TF-IDF'} | {values[0]} | {values[1]} | {apart} | {seconds} |"
+        lines.append(f"{told} {runs[0]['winner']} |")
     return "\n".join([*lines, ""])
 
 
