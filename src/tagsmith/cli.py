@@ -60,6 +60,9 @@ def train(
         Path | None,
         typer.Option(help="Rows without labels: a faster student learns from them, and they are ranked for labelling."),
     ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="With --unlabelled: tfidf, an encoder, or auto; short for tuning.student.")
+    ] = None,
     query: Query = None,
     preset: Annotated[str, typer.Option(help="Named settings to start from: auto, fixed or book.")] = "auto",
     budget: Annotated[
@@ -104,9 +107,12 @@ def train(
     from tagsmith.trackers import Trackers
     from tagsmith.tuning.parallel import launched
 
+    if student is not None and unlabelled is None:
+        raise SettingError("--student names who learns from rows without labels. Give them: --unlabelled FILE.")
     data = {"query": query, "earlier": earlier, "corrections": None if corrections is None else str(corrections)}
     planned = _planned(plan, take)
-    chosen = _config(preset, config, settings, backbone=backbone, seed=seed, data=data, budget=budget, planned=planned)
+    tuning = {"budget": budget, "student": student}
+    chosen = _config(preset, config, settings, backbone=backbone, seed=seed, data=data, tuning=tuning, planned=planned)
     folder = out or default_out(source, resume=resume)
     speaks = launched().is_first  # of several processes one does
     run = _trained_on(on, workers, unlabelled)
@@ -679,10 +685,10 @@ def _config(
     backbone: str | None = None,
     seed: int | None = None,
     data: Mapping[str, str | None],
-    budget: str | None = None,
+    tuning: Mapping[str, str | None] | None = None,
     planned: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Settings laid over one another; those of `data` that are None were not given. `planned` replaces a preset."""
+    """Settings laid over one another, `planned` in the place of a preset; in `data` and `tuning` None is not given."""
     from tagsmith.config import Config, load_settings, merge, parse_setting, settings_of
 
     layers: list[Mapping[str, Any]] = [settings_of(preset) if planned is None else planned]
@@ -691,9 +697,8 @@ def _config(
     layers += [parse_setting(assignment) for assignment in settings or []]
     if backbone is not None:
         layers.append({"model": {"backbone": backbone}})
-    layers.append({"data": {name: value for name, value in data.items() if value is not None}})
-    if budget is not None:
-        layers.append({"tuning": {"budget": budget}})
+    for section, values in (("data", data), ("tuning", tuning or {})):
+        layers.append({section: {name: value for name, value in values.items() if value is not None}})
     if seed is not None:
         layers.append({"seed": seed})
     return Config.of(merge(*layers))

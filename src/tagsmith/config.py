@@ -153,6 +153,11 @@ class TuningConfig(Section):
     refit: bool = False
     """Once all is measured, train anew on the validation rows too, for as many epochs as led to the chosen step. What
     is saved knows more, and every score is of the classifier before it."""
+    student: str = "tfidf"
+    """What `--unlabelled` teaches: `tfidf`, or an encoder named as in `model.backbone`, such as minilm-l6; `auto` is
+    minilm-l6 where the winner takes twice its time or more and the validation rows say that it beats TF-IDF."""
+    student_layers: int | Literal["recommended", "all"] = "recommended"
+    """How many blocks of an encoder the student keeps, from the bottom, as in `model.layers`."""
     hybrid: Literal["none", "average", "stacking", "cascade"] = "none"
     """Whether LLM and TF-IDF answer together: by an `average` of their scores, by a `stacking` that weighs each label's
     apart, or by a `cascade`: TF-IDF where it is sure, both elsewhere. `method = "auto"` tries all of them."""

@@ -1,16 +1,13 @@
 """Rows without labels after a training: a faster student of the winner, and which of them to label next.
 
-The student is TF-IDF with a linear model. It learns from the labels of the training rows, and from what the winner says
-of the rows without labels, each label with the weight of its probability. Nothing that is like a validation, a
-calibration or a test row is learnt from or asked about.
+Nothing that is like a validation, a calibration or a test row is learnt from or asked about.
 
 Axes: N rows, C labels, V terms.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,18 +22,16 @@ from tagsmith.data.readers import read_as, read_frame
 from tagsmith.data.table import Table
 from tagsmith.errors import DataError, SettingError
 from tagsmith.events import Event
+from tagsmith.measuring import count_look
 from tagsmith.run import Run, truth_of
+from tagsmith.teaching import Lesson, Student, chosen_student, taught_lexical, timed
 
 if TYPE_CHECKING:
     from tagsmith.deployment.bundle import Bundle
-    from tagsmith.evaluation.report import Report
     from tagsmith.model.lexical import Lexical
 
-LEAST_SHARE = 0.02
-"""A label that the winner gives less is left out of what a row teaches."""
 MOST_RANKED = 2000
 """So many of the least sure rows are held against one another; the others follow by their margin alone."""
-TIMED_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -76,8 +71,15 @@ def list_file(folder: Path) -> Path:
     return folder.parent / f"{folder.name}-to-label.csv"
 
 
-def distil(bundle: Bundle, prepared: Prepared, source: str | Path, run: Run) -> None:
-    """Write beside a bundle the student `NAME-student`, a bundle of its own, and `NAME-to-label.csv`."""
+def distil(
+    bundle: Bundle, prepared: Prepared, source: str | Path, run: Run, *, stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Write beside a bundle the list `NAME-to-label.csv`, and the student `NAME-student`, a bundle of its own.
+
+    A student that is stopped is none; the bundle and the list stand.
+    """
+    from tagsmith.tuning.loop import StoppedError
+
     rows = _usable(source, prepared, run)
     probs_NC = bundle.predict_proba(rows.table.texts)
     kept = np.flatnonzero(~np.isnan(probs_NC).any(axis=1))
@@ -86,20 +88,24 @@ def distil(bundle: Bundle, prepared: Prepared, source: str | Path, run: Run) -> 
             f"'{source}' has no row that could be learnt from: {rows.held_out} are like held-out rows, {rows.known} "
             "like training rows, and the others are empty. Expected texts that the training did not see."
         )
-    table, frame, probs_NC = rows.table.take(kept), rows.frame[kept.tolist()], probs_NC[kept]
-    student = taught(bundle, prepared, table.texts, probs_NC, seed=run.config.seed)
-    order = ranked(student, table.texts, probs_NC)
+    lesson = Lesson(bundle, prepared, rows.table.take(kept).texts, probs_NC[kept])
+    lexical = taught_lexical(lesson, seed=run.config.seed)
     listed = list_file(bundle.folder)
-    _written(frame, probs_NC, order, bundle.labels).write_csv(listed)
+    order = ranked(lexical, lesson.texts, lesson.probs_NC)
+    _written(rows.frame[kept.tolist()], lesson.probs_NC, order, bundle.labels).write_csv(listed)
+    left = f"{rows.held_out} like held-out rows and {rows.known} like training rows were left out"
+    _say(f"{len(kept)} rows are ranked for labelling in '{listed}' ({left}).", run)
     folder = student_folder(bundle.folder)
-    told = _save(folder, bundle, student, prepared, run)
-    said = f"{rows.held_out} like held-out rows and {rows.known} like training rows were left out"
-    run.listen(Event("deployment", "note", values={"text": f"{told} '{folder}' holds it."}))
-    run.listen(
-        Event(
-            "deployment", "note", values={"text": f"{len(table)} rows are ranked for labelling in '{listed}' ({said})."}
-        )
-    )
+    try:
+        student = chosen_student(lesson, lexical, run, stop=stop)
+    except StoppedError:
+        _say(f"The student was stopped before it was done: '{folder}' is not written, and all else is.", run)
+        return
+    _say(f"{_save(folder, student, lesson, run)} '{folder}' holds it.", run)
+
+
+def _say(text: str, run: Run) -> None:
+    run.listen(Event("deployment", "note", values={"text": text}))
 
 
 def _usable(source: str | Path, prepared: Prepared, run: Run) -> Unlabelled:
@@ -113,85 +119,83 @@ def _usable(source: str | Path, prepared: Prepared, run: Run) -> Unlabelled:
     held = [text for name in ("validation", "calibration", "test") for text in getattr(prepared.splits, name).texts]
     near = config.near_duplicates
     is_held = leak(held, table.texts, near=near).near
-    is_known = leak(prepared.splits.train.texts, table.texts, near=near).near & ~is_held
+    known = (prepared.whole_train or prepared.splits.train).texts
+    is_known = leak(known, table.texts, near=near).near & ~is_held
     kept = np.flatnonzero(~is_held & ~is_known)
     used = table.take(kept)
     return Unlabelled(used, frame[used.rows.tolist()], int(is_held.sum()), int(is_known.sum()))
 
 
-# ---- The student
+# ---- The student, measured
 
 
-def taught(bundle: Bundle, prepared: Prepared, texts: Sequence[str], probs_NC: np.ndarray, *, seed: int) -> Lexical:
-    """TF-IDF that learnt from the training rows and their labels, and from rows without by what the winner says."""
-    from tagsmith.model.lexical_fitting import fit_lexical
-
-    labels, train = bundle.engine.labels, prepared.whole_train or prepared.splits.train
-    row_M, label_M = np.nonzero(probs_NC >= LEAST_SHARE)
-    weight_M = probs_NC[row_M, label_M]
-    weight_M /= np.bincount(row_M, weights=weight_M, minlength=len(texts))[row_M]
-    every = [*train.texts, *(texts[int(row)] for row in row_M)]
-    groups = np.concatenate([train.groups, row_M + int(train.groups.max()) + 1])
-    truth = np.concatenate([truth_of(train, labels), label_M])
-    weights = np.concatenate([np.ones(len(train)), weight_M])
-    return fit_lexical(every, truth, groups, classes=len(labels), seed=seed, weights=weights)
-
-
-def _save(folder: Path, bundle: Bundle, student: Lexical, prepared: Prepared, run: Run) -> str:
-    """Write the student as a bundle of its own, and give what there is to say of it."""
+def _save(folder: Path, student: Student, lesson: Lesson, run: Run) -> str:
+    """Write the student as a bundle of its own, measured on the test rows, and give what there is to say of it."""
     from tagsmith.deployment.manifest import staging
-    from tagsmith.deployment.tfidf_bundle import write_student
+
+    winner, test = lesson.winner, lesson.prepared.splits.test
+    with staging(folder, force=folder.exists()) as aside:
+        bundle = student.save(aside)
+        count_look(test, run, what="student")
+        own_NC, own_s = timed(lambda: student.probabilities(bundle, test.texts))
+        winner_NC, winner_s = timed(lambda: winner.predict_proba(test.texts))
+        loss = _loss(bundle, lesson, own_NC, winner_NC, run)
+        told = f"{student.name}, taught by the winner: {loss['text']}"
+        report = _report(student, bundle, lesson, {"student": own_NC, "winner": winner_NC}, told, run)
+        report["model"]["winner"] = winner.report["model"] | {"loss": loss}
+        seconds = {"student": own_s, "winner": winner_s}
+        each = {f"{name}_seconds_per_thousand": 1000 * taken / len(test) for name, taken in seconds.items()}
+        faster = winner_s / max(own_s, 1e-9)
+        run.apart["distilled"] = each | {"times_as_fast": faster}
+        student.write_report(bundle, report, run, own_NC)
+    return f"The student is {told} It answers {faster:,.1f} times as fast. {report['verdict']['text']}"
+
+
+def _loss(bundle: Bundle, lesson: Lesson, own_NC: np.ndarray, winner_NC: np.ndarray, run: Run) -> dict[str, Any]:
+    """The student's accuracy on the test rows less the winner's, with the paired interval, and in words."""
+    from tagsmith.evaluation.comparison import compare_hits
     from tagsmith.model.decision import decided
 
-    test, labels = prepared.splits.test, bundle.engine.labels
-    truth, winner_NC = truth_of(test, labels), bundle.predict_proba(test.texts)
-    probs_NC, each_s = _timed(student, test.texts)
-    report = _report(bundle, prepared, run, {"student": probs_NC, "winner": winner_NC})
-    counts = np.bincount(truth_of(prepared.splits.train, labels), minlength=len(labels)).tolist()
-    with staging(folder, force=folder.exists()) as aside:
-        write_student(bundle.folder, aside, student, counts, report)
-    own, best = (100 * float((decided(p, None) == truth).mean()) for p in (probs_NC, winner_NC))
-    faster = bundle_seconds(run) / max(each_s, 1e-9)
-    return (
-        f"The student, TF-IDF taught by the winner, has an accuracy of {own:.1f} % on the test rows, the winner "
-        f"{best:.1f} %, and answers {faster:,.0f} times as fast. {report.verdict['text']}"
+    test, names = lesson.prepared.splits.test, ("student", "winner")
+    truth = truth_of(test, bundle.engine.labels)
+    rules = bundle.engine.thresholds, lesson.winner.engine.thresholds
+    own, best = (decided(p, rule) == truth for p, rule in zip((own_NC, winner_NC), rules, strict=True))
+    verdict = compare_hits(own, best, test.groups, margin=run.config.evaluation.margin, names=names)
+    low, high = (each or 0.0 for each in (verdict.difference.low, verdict.difference.high))
+    text = (
+        f"an accuracy of {100 * own.mean():.1f} % on the test rows, the winner {100 * best.mean():.1f} %; the "
+        f"difference is {verdict.difference.value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})."
     )
+    return verdict.as_dict() | {"text": text}
 
 
-def bundle_seconds(run: Run) -> float:
-    """Seconds that the winner takes for a text, as measured on the test rows."""
-    return float(run.apart["cost"]["model"]["seconds_per_thousand"]) / 1000
-
-
-def _timed(student: Lexical, texts: Sequence[str]) -> tuple[np.ndarray, float]:
-    started = time.perf_counter()
-    probs_NC = student.probabilities(texts)
-    return probs_NC, (time.perf_counter() - started) / len(texts)
-
-
-def _report(bundle: Bundle, prepared: Prepared, run: Run, probs: Mapping[str, np.ndarray]) -> Report:
+def _report(
+    student: Student, bundle: Bundle, lesson: Lesson, probs: Mapping[str, np.ndarray], told: str, run: Run
+) -> dict[str, Any]:
     """The student beside TF-IDF that had no teacher, and beside the winner."""
     from tagsmith.evaluation.report import build_report
 
-    test, config = prepared.splits.test, run.config
-    plain = bundle.report
-    baselines = bundle.baseline_probabilities(test.texts) | {"winner": probs["winner"]}
+    winner, test, config, about = lesson.winner, lesson.prepared.splits.test, run.config, student.about(bundle)
+    rules = (winner.thresholds or {}) | {"winner": winner.engine.thresholds, "model": bundle.engine.thresholds}
+    rows = f"{len(lesson.labelled)} rows with a label, and {len(lesson.texts)} without by what the winner says of them"
     return build_report(
-        data=plain["data"],
-        model={"backbone": "TF-IDF with a linear model", "hugging_face": False, "method": "distilled"},
-        settings=plain["settings"],
-        truth=truth_of(test, bundle.engine.labels),
+        data=winner.report["data"],
+        model=about["model"],
+        calibration=about["calibration"],
+        settings=student.config.model_dump(),
+        truth=truth_of(test, winner.engine.labels),
         probs=probs["student"],
-        baseline_probs=baselines,
+        baseline_probs=winner.baseline_probabilities(test.texts) | {"winner": probs["winner"]},
+        thresholds=rules,
         name="the student",
         groups=test.groups,
-        labels=bundle.engine.labels,
-        notes=[*plain["notes"], "This is a student: TF-IDF that learnt from what the winner says of further rows."],
-        reproduce=plain["reproduce"],
+        labels=winner.engine.labels,
+        notes=[*winner.report["notes"], f"This is a student: {told} It learnt from {rows}."],
+        reproduce=winner.report["reproduce"],
         margin=config.evaluation.margin,
         resamples=config.evaluation.resamples,
         seed=config.seed,
-    )
+    ).as_dict()
 
 
 # ---- Which rows to label next

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from tagsmith.answering import fit_answering
@@ -23,11 +25,19 @@ if TYPE_CHECKING:
 
 
 def tune(
-    classifier: Classifier, prepared: Prepared, run: Run, *, checkpoint: Path, resume: bool, stop: Callable[[], bool]
+    classifier: Classifier,
+    prepared: Prepared,
+    run: Run,
+    *,
+    checkpoint: Path,
+    resume: bool,
+    stop: Callable[[], bool],
+    shares_NC: np.ndarray | None = None,
 ) -> Result:
     """Tune the classifier, once or with several seeds, and settle how its logits become answers.
 
-    A run that was interrupted goes on from `checkpoint` with `resume`; `stop` is asked after each step.
+    A run that was interrupted goes on from `checkpoint` with `resume`; `stop` is asked after each step. `shares_NC` are
+    those that a teacher gives the labels of the training rows, to be learnt in the place of one label a row.
     """
     from tagsmith.evaluation.selection import selection_metric
     from tagsmith.model.device import choose_device
@@ -37,6 +47,8 @@ def tune(
     from tagsmith.tuning.seeds import tune_seeds
 
     parts = encode(classifier, prepared)
+    if shares_NC is not None:
+        parts["train"] = replace(parts["train"], shares=shares_NC)
     _count_tokens(classifier, prepared, run)
     settle_depth(classifier, parts, run)
     _forecast(classifier, parts, prepared, run, output=checkpoint.parent)

@@ -81,7 +81,7 @@ def measure_test(bundle: Bundle, prepared: Prepared, result: Result, run: Run) -
         )
         | {"leak": dict(prepared.leak), "truncated": _truncated(result), "duplicates": dict(prepared.duplicates)}
         | run.facts,
-        model=_model_section(bundle, result, run),
+        model=model_section(bundle, result, run),
         settings=config.model_dump(),
         truth=truth,
         probs=probs_NC,
@@ -441,7 +441,8 @@ def _truncated(result: Result) -> dict[str, float]:
     return {"rows": cut, "share": cut / sum(len(part.truth) for part in result.parts.values())}
 
 
-def _model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
+def model_section(bundle: Bundle, result: Result, run: Run) -> dict[str, Any]:
+    """What `model` of report.json says of a tuned classifier."""
     assert run.weights is not None, "the model was built"
     classifier = bundle.engine.classifier
     return {

@@ -44,6 +44,7 @@ from tagsmith.refitting import require_refit
 from tagsmith.rivals import rival_probabilities
 from tagsmith.run import Ready, Run, truth_of
 from tagsmith.searching import require_search, searched
+from tagsmith.teaching import require_student
 from tagsmith.tuning.parallel import join
 from tagsmith.writing import environment, save, save_refitted, version, write_profile, write_report_of
 
@@ -98,6 +99,9 @@ def train(
     refuse_existing(folder, force=force)
     if unlabelled is not None:
         refuse_student(folder, force=force)
+    elif config.tuning.student != "tfidf":
+        told = f"tuning.student = {config.tuning.student} teaches nobody: there are no rows without labels."
+        listen(Event("data", "note", values={"text": f"{told} Name them with --unlabelled."}))
     ranks = join(config.tuning.device)
     # Of several processes one speaks, unless its listener says who listens to the others.
     listen = listen if ranks.is_first else getattr(listen, "of_others", silent)
@@ -112,6 +116,7 @@ def train(
         require_refit(config, processes=ranks.count)
         if unlabelled is not None:
             require_distillable(prepared.splits.train)
+            require_student(config, run, processes=ranks.count)
     with run.timed("imports"):
         import_all()
     kept = folder.parent / f"{folder.name}.plan.json"
@@ -161,7 +166,7 @@ def train(
     ranks.wait()
     bundle = replace(bundle, folder=folder, report=plain)
     if unlabelled is not None:
-        distil(bundle, prepared, unlabelled, run)
+        distil(bundle, prepared, unlabelled, run, stop=stop)
     listen(Event("deployment", "done", values={"folder": str(folder)}))
     return bundle
 

@@ -58,7 +58,7 @@ def refit(classifier: Classifier, prepared: Prepared, result: Result, run: Run, 
     config = run.config.with_settings({"tuning": again})
     weights_C = None if prepared.class_weights is None else classifier.labels.in_order(prepared.class_weights)
     parts = {"train": both, "validation": _first(validation, 8)}
-    listen = _steps_alone(run.listen)
+    listen = steps_alone(run.listen)
     tuned = tune(classifier, parts, config, metric=later_is_better(), class_weights=weights_C, stop=stop, listen=listen)
     left = {**result.parts, "train": both, "validation": _first(validation, 0)}
     kept = replace(result, parts=left, tuned=replace(tuned, states={}))
@@ -98,8 +98,8 @@ def _first(part: Part, count: int) -> Part:
     return Part(part.tokens.of_texts(rows), part.truth[rows])
 
 
-def _steps_alone(listen: Listener) -> Listener:
-    """How far it is, and nothing about rows that choose: none do."""
+def steps_alone(listen: Listener) -> Listener:
+    """How far a further tuning is, and nothing of what belongs to the first."""
 
     def heard(event: Event) -> None:
         if event.name == "step":

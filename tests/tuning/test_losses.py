@@ -39,3 +39,18 @@ def test_held_out_rows_are_judged_as_training_rows_are(truth):
 def test_a_set_is_right_when_all_of_it_is():
     truth = np.array([[True, False], [True, True], [False, False]])
     assert held_out_accuracy(truth, np.array([[0.9, 0.2], [0.9, 0.2], [0.1, 0.2]])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("focal_gamma", [0.0, 2.0])
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 5.0, 1.0, 0.5])])
+def test_shares_that_are_all_of_one_label_are_as_its_number(weights, focal_gamma):
+    options = {"class_weights_C": weights, "focal_gamma": focal_gamma, "label_smoothing": 0.1 * (weights is None)}
+    shares = torch.nn.functional.one_hot(IDS, 4).float()
+    expected = float(summed_loss(LOGITS, IDS, **options))
+    assert float(summed_loss(LOGITS, shares, **options)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_shares_are_learnt_and_not_the_likeliest_label():
+    shares = torch.tensor([[0.7, 0.3]])
+    losses = [float(summed_loss(probs.log(), shares)) for probs in torch.tensor([[[0.7, 0.3]], [[0.99, 0.01]]])]
+    assert losses[0] < losses[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,11 @@ def write_baselines(
         "thresholds": {name: plain_of(rule) for name, rule in (thresholds or {}).items()},
     }
     (baseline / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+
+
+def copy_baselines(folder: Path, aside: Path) -> None:
+    """The baselines of the bundle in `folder` for one in `aside`, without a probe, which belongs to its backbone."""
+    shutil.copytree(folder / BASELINE, aside / BASELINE, ignore=shutil.ignore_patterns(PROBE, PROBE_WEIGHTS))
 
 
 def write_probe(folder: Path, probe: FrozenProbe) -> None:

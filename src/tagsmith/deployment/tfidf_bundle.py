@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from tagsmith.data.earlier import SPLITS
 from tagsmith.deployment.baselines import BASELINE, read_baselines, write_baselines
+from tagsmith.deployment.bundle import Bundle
 from tagsmith.deployment.recipe import SETTINGS, read_settings
 from tagsmith.deployment.saving import write_probes
 from tagsmith.deployment.tfidf_engine import open_tfidf
 from tagsmith.model.decision import plain_of
 
 if TYPE_CHECKING:
-    from tagsmith.evaluation.report import Report
     from tagsmith.model.lexical import Lexical
 
 KIND = "tfidf"
@@ -43,21 +43,26 @@ def fill_tfidf(folder: Path, aside: Path) -> None:
         (aside / "README.md").write_text(_card(report, own), encoding="utf-8")
 
 
-def write_student(folder: Path, aside: Path, lexical: Lexical, counts: Sequence[float], report: Report) -> None:
-    """Write into `aside` a bundle of its own for a student of the one in `folder`.
+def write_student(folder: Path, aside: Path, lexical: Lexical, counts: Sequence[float]) -> Bundle:
+    """Write into `aside` a bundle, but for its report, for a student of the one in `folder`, and give it.
 
-    `counts (C,)` are the labels' training rows, `report` is the student's own.
+    `counts (C,)` are the labels' training rows.
     """
-    settings = read_settings(folder)
     write_baselines(aside, lexical, [count / sum(counts) for count in counts])
     if (folder / SPLITS).is_file():
         shutil.copyfile(folder / SPLITS, aside / SPLITS)
-    own = _settings(aside, settings)
+    own = _settings(aside, read_settings(folder))
     (aside / SETTINGS).write_text(json.dumps(own, indent=1, ensure_ascii=False), encoding="utf-8")
-    write_probes(aside, open_tfidf(aside, own))
-    plain = report.as_dict()
-    (aside / "report.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (aside / "README.md").write_text(_card(plain, own), encoding="utf-8")
+    engine = open_tfidf(aside, own)
+    write_probes(aside, engine)
+    return Bundle(aside, engine, own, {})
+
+
+def write_student_report(bundle: Bundle, report: Mapping[str, Any], *, run: Mapping[str, Any]) -> None:
+    """Write the report of a student, what differs from run to run, and the card."""
+    for name, plain in (("report.json", report), ("run.json", run)):
+        (bundle.folder / name).write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (bundle.folder / "README.md").write_text(_card(report, bundle.settings), encoding="utf-8")
 
 
 def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

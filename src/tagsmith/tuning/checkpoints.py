@@ -171,13 +171,18 @@ def origin_of(
     return {
         "settings": _flat(config.model_dump(mode="json")),
         "weights": _hash(torch.stack(sums).numpy()),
-        "rows": {name: _hash(part.tokens.ids, part.tokens.offsets, part.truth) for name, part in parts.items()},
+        "rows": {name: _hash_of(part) for name, part in parts.items()},
         "labels": {"names": list(classifier.labels.names), "weights": weights},
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": name_of(device_of(classifier)),
         "processes": ranks_here().count,
     }
+
+
+def _hash_of(part: Part) -> str:
+    shares = [] if part.shares is None else [part.shares]
+    return _hash(part.tokens.ids, part.tokens.offsets, part.truth, *shares)
 
 
 def _hash(*arrays: np.ndarray) -> str:

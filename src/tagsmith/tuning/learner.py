@@ -30,12 +30,14 @@ from tagsmith.tuning.sharding import Shards, whole
 class Part:
     """Tokenised texts of one split with their label ids `(N,)`, or `(N, C)` bool where a text may have several.
 
-    `groups (N,)` says which of them are duplicates; None where each is its own.
+    `groups (N,)` says which of them are duplicates; None where each is its own. `shares (N, C)` float32 say how much of
+    a text each label has, where a teacher does: a step learns them in the place of `truth`.
     """
 
     tokens: Tokens
     truth: np.ndarray
     groups: np.ndarray | None = None
+    shares: np.ndarray | None = None
 
 
 class Learner:
@@ -172,7 +174,7 @@ class Learner:
         tuning = self.config
         loss = summed_loss(
             logits_BC,
-            truth,
+            truth if self.part.shares is None else sent(self.part.shares[micro], self.device),
             class_weights_C=self.class_weights_C,
             focal_gamma=tuning.focal_gamma if tuning.loss == "focal" else 0.0,
             label_smoothing=tuning.label_smoothing,

@@ -21,11 +21,13 @@ def summed_loss(
 ) -> Tensor:
     """The loss summed over rows, in nats: cross-entropy, or its binary form where `truth` is `(B, C)` bool.
 
+    Where `truth` is `(B, C)` float it has the share of each label, and the cross-entropy is that of these shares.
+
     The caller divides by the rows of the step, so that long texts weigh no more than short ones. `focal_gamma` above 0
     multiplies a loss by `(1 - p)^gamma`, p what the truth was given (Lin et al. 2017); `label_smoothing` spreads that
     share of the target over all labels (Szegedy et al. 2016).
     """
-    summed = summed_binary_cross_entropy if truth.ndim == 2 else summed_cross_entropy
+    summed = summed_binary_cross_entropy if truth.dtype is torch.bool else summed_cross_entropy
     return summed(
         logits_BC, truth, class_weights_C=class_weights_C, focal_gamma=focal_gamma, label_smoothing=label_smoothing
     )
@@ -33,18 +35,22 @@ def summed_loss(
 
 def summed_cross_entropy(
     logits_BC: Tensor,
-    truth_B: Tensor,
+    truth: Tensor,
     *,
     class_weights_C: Tensor | None = None,
     focal_gamma: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy summed over rows, in nats; with class weights each row counts by that of its label."""
+    """Cross-entropy summed over rows, in nats, with label ids `(B,)` or the share of each label `(B, C)`.
+
+    With class weights each row counts by that of its label.
+    """
     options = {"weight": class_weights_C, "label_smoothing": label_smoothing}
     if not focal_gamma:
-        return F.cross_entropy(logits_BC.float(), truth_B, reduction="sum", **options)
-    losses_B = F.cross_entropy(logits_BC.float(), truth_B, reduction="none", **options)
-    certain_B = logits_BC.float().softmax(1).gather(1, truth_B[:, None])[:, 0]
+        return F.cross_entropy(logits_BC.float(), truth, reduction="sum", **options)
+    losses_B = F.cross_entropy(logits_BC.float(), truth, reduction="none", **options)
+    shares_BC = truth if truth.is_floating_point() else F.one_hot(truth, logits_BC.shape[1])
+    certain_B = (logits_BC.float().softmax(1) * shares_BC).sum(1)
     return ((1 - certain_B) ** focal_gamma * losses_B).sum()
 
 
