@@ -381,7 +381,8 @@ class ReportKeys(Keys):
     data: Data
     """The rows."""
     model: dict[str, Any]
-    """Backbone, SHA-256, family, layers, pooling, head, method, parameters, steps; `depth` where it was searched."""
+    """Backbone, SHA-256, family, layers, pooling, head, method, parameters, steps; `depth` where it was searched; of a
+    student `winner`, the same of its teacher, with `loss`: the verdict on the student's accuracy less its teacher's."""
     calibration: Calibration
     """How logits become probabilities, the rows that this was fitted on, and what it did out of fold."""
     comparisons: list[Comparison] = Field([])
