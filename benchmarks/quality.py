@@ -177,7 +177,7 @@ def _page(found: Mapping[str, Sequence[Mapping[str, Any]]], arguments: argparse.
         "Means over seeds, smallest and largest in brackets, in per cent, on the test rows of each set, whose labels",
         "no training saw; a fiftieth of the training rows is left out of training. Differences are points, with the",
         "mean of the seeds' 95 % intervals (test rows resampled, paired). Seconds are those until the weights were",
-        "chosen, imports among them. Each run's machine, date and commit stand beside its scores in docs/benchmarks/quality.",
+        "chosen, imports among them. Each run's machine, date and commit stand in docs/benchmarks/quality.",
         "",
         "| set | measure | aim | Tagsmith | TF-IDF | difference | seconds | winner (first seed) |",
         "|---|---|---|---|---|---|---|---|",
