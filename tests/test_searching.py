@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -87,6 +88,32 @@ def test_a_candidate_that_is_not_there_or_no_llm_is_refused(found):
         planned_settings(folder, take=lexical["number"])
 
 
+def test_a_plan_repeats_a_trial_without_optuna(make_folder, toy_rows, save_csv, tmp_path, monkeypatch):
+    source = save_csv(tmp_path / "rows.csv", toy_rows)
+    config = Config.of(settings([make_folder("llama")], trials=2, hybrid="none", budget="10m"))
+
+    def a_trial(candidates, **_):
+        return next(i for i, each in enumerate(candidates) if each.recipe and each.recipe.trial and each.learnt == 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tagsmith.tuning.search.chosen_of", a_trial)
+        first = train(source, out=tmp_path / "b", config=config)
+    trials = [each for each in report_of(first.folder)["candidates"] if "(trial " in each["name"]]
+    assert len(trials) == 2
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    again = train(source, out=tmp_path / "again", config=Config.of(planned_settings(first.folder)))
+    texts = ["a lovely room", "the soup was cold"]
+    np.testing.assert_array_equal(again.predict_proba(texts), first.predict_proba(texts))
+    (other,) = (each for each in trials if not each["chosen"])
+    taken = Config.of(planned_settings(first.folder, take=other["number"]))
+    assert taken.tuning.trials == 0
+    assert taken.tuning.method == other["kind"]
+    for key, value in other["settings"]["tuning"].items():
+        assert getattr(taken.tuning, key) == value, key
+    with pytest.raises(SettingError, match=r"pip install \"tagsmith\[optuna\]\""):
+        train(source, out=tmp_path / "c", config=config)
+
+
 def test_a_stopped_run_goes_on_with_the_plan_it_had(make_folder, toy_rows, save_csv, tmp_path, monkeypatch):
     def a_tuning(candidates, **_):
         return next(i for i, each in enumerate(candidates) if each.kind == "last_layers")
@@ -109,6 +136,7 @@ def test_a_stopped_run_goes_on_with_the_plan_it_had(make_folder, toy_rows, save_
     [
         ({"model": {"backbone": "a,b"}}, "takes? tuning.method = 'auto'|lets several compete"),
         ({"tuning": {"budget": "10m"}}, "does not search"),
+        ({"tuning": {"trials": 5}}, "tuning.trials is 5.*trials go on from a search"),
     ],
 )
 def test_what_only_a_search_can_use_is_refused_without_one(changes, message, toy_rows, save_csv, tmp_path):

@@ -68,6 +68,9 @@ def train(
     budget: Annotated[
         str | None, typer.Option(help="Time for the search and the tuning, as 90s, 10m or 1h: short for tuning.budget.")
     ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Recipes that Optuna samples after the search: short for tuning.trials.")
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Train as that bundle was trained, without a search.")
     ] = None,
@@ -111,7 +114,7 @@ def train(
         raise SettingError("--student names who learns from rows without labels. Give them: --unlabelled FILE.")
     data = {"query": query, "earlier": earlier, "corrections": None if corrections is None else str(corrections)}
     planned = _planned(plan, take)
-    tuning = {"budget": budget, "student": student}
+    tuning = {"budget": budget, "trials": trials, "student": student}
     chosen = _config(preset, config, settings, backbone=backbone, seed=seed, data=data, tuning=tuning, planned=planned)
     folder = out or default_out(source, resume=resume)
     speaks = launched().is_first  # of several processes one does
@@ -685,7 +688,7 @@ def _config(
     backbone: str | None = None,
     seed: int | None = None,
     data: Mapping[str, str | None],
-    tuning: Mapping[str, str | None] | None = None,
+    tuning: Mapping[str, str | int | None] | None = None,
     planned: Mapping[str, Any] | None = None,
 ) -> Config:
     """Settings laid over one another, `planned` in the place of a preset; in `data` and `tuning` None is not given."""

@@ -136,6 +136,9 @@ class TuningConfig(Section):
     budget: str | None = Field(None, pattern=r"^\d+(\.\d+)?\s*(s|m|h)?$")
     """What `auto` may take from reading to the chosen weights: 90s, 10m, 1h; None is three passes of the largest
     backbone over all texts, at least a minute and at most half an hour."""
+    trials: int = Field(0, ge=0)
+    """Recipes that Optuna samples where the search of `auto` ends, going on from what was best; within the budget where
+    one is given, else on top of it. Needs `tagsmith[optuna]`."""
     most_rows: int | None = Field(None, ge=2)
     """Training rows that the LLM learns from, a sample of each label's; None is all. TF-IDF learns from all of them."""
     blocks: int = Field(2, ge=1)

@@ -94,7 +94,7 @@ def train(
 
     started = time.perf_counter()
     config = config or Config.of(settings_of(preset))
-    require_search(config)
+    require_search(config, is_known=resume or is_searched)
     folder = Path(out) if out is not None else default_out(source, resume=resume)
     refuse_existing(folder, force=force)
     if unlabelled is not None:

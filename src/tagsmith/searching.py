@@ -12,6 +12,7 @@ from tagsmith.data.preparing import Prepared
 from tagsmith.errors import AssetError, SettingError
 from tagsmith.events import Event
 from tagsmith.run import Run, Searched
+from tagsmith.tuning.sampling import require_optuna
 
 if TYPE_CHECKING:
     from tagsmith.data.token_lengths import TokenLengths
@@ -82,10 +83,20 @@ def _search(
     )
 
 
-def require_search(config: Config) -> None:
-    """SettingError where settings only make sense with a search and there is none: several backbones, or a budget."""
+def require_search(config: Config, *, is_known: bool = False) -> None:
+    """SettingError where settings only make sense with a search and there is none: several backbones, a budget, trials.
+
+    Trials also need a library, unless it `is_known` already what a search found.
+    """
     if config.tuning.method == "auto":
+        if not is_known:
+            require_optuna(config)
         return
+    if config.tuning.trials:
+        raise SettingError(
+            f"tuning.trials is {config.tuning.trials}, but tuning.method is '{config.tuning.method}', which does not "
+            "search, and trials go on from a search. Leave them out, or take tuning.method = 'auto'."
+        )
     if config.tuning.budget is not None:
         raise SettingError(
             f"tuning.budget is '{config.tuning.budget}', but tuning.method is '{config.tuning.method}', which does not "

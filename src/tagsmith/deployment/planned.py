@@ -49,11 +49,12 @@ _UNSEARCHED = {
                 "blocks",
                 "choose_calibrated",
                 "epochs",
+                "head_learning_rate",
                 "hybrid",
                 "hybrid_share",
                 "layer_decay",
             ),
-            *("learning_rate", "most_rows", "patience", "start"),
+            *("learning_rate", "lora_rank", "most_rows", "patience", "start"),
         }
     ),
 }

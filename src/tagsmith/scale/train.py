@@ -114,10 +114,12 @@ def train(
     from tagsmith.pipeline import prepare_rows, search_ready
     from tagsmith.scale.prepare import Cluster, require_hash_splits
     from tagsmith.scale.tune import SideBySide
+    from tagsmith.searching import require_search
     from tagsmith.tuning.checkpoints import drop_checkpoint
 
     require_ray()
     config = config or Config.of(settings_of("fixed"))
+    require_search(config, is_known=resume)
     require_hash_splits(config.data)
     folder = Path(out) if out is not None else default_out(source, resume=resume)
     refuse_existing(folder, force=force)

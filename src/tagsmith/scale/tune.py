@@ -125,7 +125,6 @@ def _try(config: dict[str, Any], *, tasks: Sequence[dict[str, Any]], box: Any) -
     from ray import tune
 
     from tagsmith.model.attention import use_attention
-    from tagsmith.tuning.search import EPOCHS
     from tagsmith.tuning.trials import try_recipe
 
     torch.set_num_threads(1)
@@ -134,7 +133,8 @@ def _try(config: dict[str, Any], *, tasks: Sequence[dict[str, Any]], box: Any) -
     use_attention(classifier.backbone.config)  # it is known to a process once something was built there
     states = {start: _as_states(ray.get(ref)) for start, ref in task["states"].items()}
     recipe, sample, own, share = task["trial"]
-    judged = try_recipe(recipe, classifier, part, states, sample, own, epochs=EPOCHS, share=share)
+    epochs = recipe.short_epochs(own)
+    judged = try_recipe(recipe, classifier, part, states, sample, own, epochs=epochs, share=share)
     ray.get(box.put.remote(config["place"], judged))
     tune.report({"loss": judged.loss})
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tagsmith.config import Config
+from tagsmith.events import Event
 from tagsmith.model.hybrid import Hybrid
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.mixing import FEWEST_ROWS, KINDS, share_of
@@ -61,6 +62,14 @@ class Candidate:
 def loss_of(candidate: Candidate) -> float:
     """The mean loss on the judged rows; infinite where there was no time to judge it."""
     return np.inf if candidate.verdict is None else candidate.verdict.loss
+
+
+def said(candidate: Candidate) -> Event:
+    """What listeners are told of it."""
+    values: dict[str, Any] = {"name": candidate.name, "is_judged": candidate.verdict is not None}
+    if candidate.verdict is not None:
+        values |= {"loss": candidate.verdict.loss, "accuracy": float(candidate.verdict.right_H.mean())}
+    return Event("tuning", "candidate", values=values)
 
 
 def asked_hybrid(config: Config) -> Hybrid | None:

@@ -7,7 +7,7 @@ taken afterwards. Settings that the user gave stay as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +22,13 @@ FEW_ROWS = 3000
 """With fewer training rows a step is of 16 rows, with more of 32: fewer rows deserve more steps."""
 
 EPOCHS = {"last_layers": 4, "full": 4, "lora": 4, "head": 1, "contrastive": 10}
-CHOSEN_BY_AUTO = {("tuning", "method"), ("tuning", "budget"), ("tuning", "hybrid"), ("model", "backbone")}
+SHORT = 2
+"""Epochs of a short tuning where the user says how many a whole one has."""
+
+CHOSEN_BY_AUTO = {
+    *(("tuning", key) for key in ("method", "budget", "trials", "hybrid")),
+    ("model", "backbone"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,19 +62,24 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to tune one backbone, as settings."""
+    """One way to tune one backbone, as settings; `trial` is its number where Optuna sampled it."""
 
     backbone: str
     settings: Settings
+    trial: int = 0
 
     def applied(self, config: Config) -> Config:
         """The settings of a run that trains it."""
-        own = {"model": {"backbone": self.backbone}, "tuning": {"budget": None}}
+        own = {"model": {"backbone": self.backbone}, "tuning": {"budget": None, "trials": 0}}
         return config.with_settings(merge(self.settings, own))
 
     def with_tuning(self, **changes: Any) -> Recipe:
         """The same with other settings of `tuning`."""
-        return Recipe(self.backbone, merge(self.settings, {"tuning": changes}))
+        return replace(self, settings=merge(self.settings, {"tuning": changes}))
+
+    def short_epochs(self, config: Config) -> int:
+        """Epochs of a short tuning: half of its own."""
+        return SHORT if "epochs" in config.tuning.model_fields_set else max(1, self.applied(config).tuning.epochs // 2)
 
     def name(self, config: Config) -> str:
         """What it is called in tables."""
@@ -86,7 +97,17 @@ class Recipe:
         }[tuning.method]
         with_tfidf = {"none": "", "average": ", averaged with TF-IDF", "stacking": ", stacked with TF-IDF"}
         both = with_tfidf.get(tuning.hybrid, ", behind TF-IDF where that is not sure")
-        return f"{self.backbone}, {layers} blocks, {own.model.pooling} pooling: {did}{both}"
+        return f"{self.backbone}, {layers} blocks, {own.model.pooling} pooling: {did}{both}{self._sampled()}"
+
+    def _sampled(self) -> str:
+        """What sets a trial apart from others of its method and rate."""
+        own, words = self.settings.get("tuning", {}), []
+        if not self.trial:
+            return ""
+        told = {"epochs": "{} epochs", "batch_size": "steps of {}", "layer_decay": "decay {:g}"}
+        told |= {"head_learning_rate": "head rate {:g}"}
+        words = [text.format(own[key]) for key, text in told.items() if key in own]
+        return f" ({', '.join([f'trial {self.trial}', *words])})"
 
     def trial_seconds(self, entrant: Entrant, config: Config, *, rows: int, epochs: int) -> float:
         """About how long a short tuning on so many rows takes, from states that are at hand."""

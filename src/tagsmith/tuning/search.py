@@ -22,6 +22,7 @@ from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
 from tagsmith.tuning.candidates import (
+    MOST_OF_IT,
     Candidate,
     asked_hybrid,
     best_of,
@@ -29,10 +30,12 @@ from tagsmith.tuning.candidates import (
     how_sure,
     hybrids_of,
     loss_of,
+    said,
     why_of,
 )
 from tagsmith.tuning.depth import DepthChoice, Probed, Tried, cut_copy, shortlist
 from tagsmith.tuning.forecast import lasting, pass_seconds, step_seconds
+from tagsmith.tuning.further import Bench, Further, go_on
 from tagsmith.tuning.halving import Cost, Rung, plan_ladder
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.methods import first_tuned_block
@@ -40,6 +43,7 @@ from tagsmith.tuning.mixing import FEWEST_ROWS
 from tagsmith.tuning.plan import plan_of
 from tagsmith.tuning.recipes import (
     FEWEST_OF_A_LABEL,
+    SHORT,
     Entrant,
     Recipe,
     batch_size,
@@ -77,7 +81,7 @@ LATEST, LATEST_FEW = 0.95, 1.15
 """Of the budget: when the winner's training should have ended. With a few rows of each label it takes seconds, and what
 draws texts together must not lose them to a start that was slow: a budget is kept within a fifth."""
 
-MOST_DEPTHS, EPOCHS, BLOCKS_TIMED, FIRST_TUNINGS = 6, 2, 6, 3
+MOST_DEPTHS, BLOCKS_TIMED, FIRST_TUNINGS = 6, 6, 3
 
 _SPARE = 1.2
 _TOGETHER = "contrastive"
@@ -174,13 +178,15 @@ def search(
     lexical = try_lexical(sample.texts(texts), part, sample, labels=entrants[0].classifier.labels, seed=config.seed)
     beside = (clock.spent - began) * len(entrants[0].parts["train"].truth) / sample.fitted
     candidates = [Candidate("TF-IDF + linear", "tfidf", None, lexical, 0.0, 0)]
-    listen(_said(candidates[0]))
+    listen(said(candidates[0]))
     by_pace = sorted(entrants, key=lambda each: each.reference_pass())
     looks = [_Look.at(each, sample, config, listen=listen) for each in by_pace]
     lanes = 1 if together is None else together.lanes
     planned = _planned([look.recipes(config) for look in looks], sample, config, clock, lanes=lanes)
     listen(Event("tuning", "search", values={"text": _announced(planned, sample, clock, config)}))
     candidates += _judged(planned, sample, config, clock, together, listen=listen)
+    further = _gone_on(candidates, planned, sample, config, clock, together, listen=listen)
+    candidates += further.candidates
     is_whole = sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth)
     rules: dict[str, Any] = {"is_whole": is_whole, "left": clock.left(_latest(entrants)), "few": _are_few(entrants)}
     bases = {chosen_of(candidates, **rules), best_of(candidates)}
@@ -188,20 +194,20 @@ def search(
     for base in sorted(bases):
         for candidate in hybrids_of(candidates[base], lexical, part, sample, config, beside=beside, few=few):
             candidates.append(candidate)
-            listen(_said(candidate))
+            listen(said(candidate))
     chosen = chosen_of(candidates, **rules, hybrid=asked_hybrid(config))
     winner = candidates[chosen]
     assert winner.recipe is not None
     look = next(look for look in looks if look.entrant.name == winner.recipe.backbone)
     reserved = 0.0 if winner.hybrid == "none" else beside
     recipe, fitted = _fitted(winner.recipe, look.entrant, config, clock, reserved=reserved)
-    told = [why_of(candidates, chosen), *how_sure(winner), *fitted]
+    told = [why_of(candidates, chosen), *further.told, *how_sure(winner), *fitted]
     dropped = sum(each.is_dropped for each in candidates)
     if dropped:
         told.append(f"{dropped} of {planned.count} candidates were dropped: the trials took longer than forecast.")
     folds = len(sample.folds) // sample.repeats
     rows = {"learnt_from": sample.each, "judged": sample.count, "folds": folds, "repeats": sample.repeats}
-    rows |= {"rungs": [vars(rung) for rung in planned.rungs]}
+    rows |= {"rungs": [vars(rung) for rung in planned.rungs], **further.counts}
     return Found(
         recipe, tuple(candidates), chosen, look.depths(candidates, sample, config), clock.budget, rows, tuple(told)
     )
@@ -234,7 +240,7 @@ def _repeats(entrants: Sequence[Entrant], sample: Sample, config: Config, clock:
     for each in entrants:
         recipes = recipes_of(each, config, depths=[each.depth], head=(each.depth, each.classifier.pooling))
         tunings = [recipe for recipe in recipes if recipe.applied(config).tuning.method != "head"]
-        costs = (recipe.trial_seconds(each, config, rows=sample.fitted, epochs=EPOCHS) for recipe in tunings)
+        costs = (recipe.trial_seconds(each, config, rows=sample.fitted, epochs=SHORT) for recipe in tunings)
         seconds += sum(islice(costs, FIRST_TUNINGS))
     return int(np.clip(clock.left(SHARES["trials"]) // max(seconds, 1e-3), 1, MOST_REPEATS))
 
@@ -268,7 +274,7 @@ def _planned(
         elif recipe.seconds(look.entrant, config, rows=_least_rows(look.entrant), epochs=1) <= (
             SHARES["winner"] * clock.budget
         ):
-            learning = recipe.trial_seconds(look.entrant, config, rows=sample.fitted, epochs=EPOCHS)
+            learning = recipe.trial_seconds(look.entrant, config, rows=sample.fitted, epochs=SHORT)
             answering = recipe.answer_seconds(look.entrant, config, rows=len(sample.judged))
             tunings.append((look, recipe))
             costs.append(Cost(learning, answering))
@@ -289,7 +295,7 @@ def _judged(
     """What the judged rows say of all that was planned; the clock may only drop whole candidates."""
     found = [_candidate(look, recipe, look.judge(recipe, sample, config), config) for look, recipe in planned.heads]
     for candidate in found:
-        listen(_said(candidate))
+        listen(said(candidate))
     climbing = [_candidate(look, recipe, None, config) for look, recipe in planned.tunings]
     looks = {look.entrant.name: look for look, _ in planned.tunings}
     for rung in planned.rungs:
@@ -302,7 +308,7 @@ def _judged(
                 found.append(replace(each, is_dropped=True))
                 continue
             climbing.append(replace(each, verdict=verdict, learnt=rung.share))
-            listen(_said(climbing[-1]))
+            listen(said(climbing[-1]))
     return [*found, *climbing]
 
 
@@ -347,6 +353,51 @@ def _verdicts(
         yield None if clock.left(until) < 0 else trial.judged()
 
 
+def _gone_on(
+    found: Sequence[Candidate],
+    planned: _Planned,
+    sample: Sample,
+    config: Config,
+    clock: Clock,
+    together: Together | None,
+    *,
+    listen: Listener,
+) -> Further:
+    """What Optuna tries beyond the tunings, in the time that they left; without a budget its own is not counted."""
+    if not config.tuning.trials:
+        return Further()
+    looks, began = {look.entrant.name: look for look, _ in planned.tunings}, clock.spent
+    timed = clock if config.tuning.budget_seconds is not None else replace(clock, budget=np.inf)
+    spared = (_latest([look.entrant for look in looks.values()]) - planned.until) * clock.budget
+    trainings = MOST_OF_IT * (2.5 if config.tuning.refit else 1.0)
+
+    def trying(recipes: Sequence[Recipe], share: float) -> list[Candidate | None]:
+        fresh = [_candidate(looks[recipe.backbone], recipe, None, config) for recipe in recipes]
+        trials = [_trial(each, looks, sample, config, share) for each in fresh]
+        pairs = zip(fresh, _verdicts(trials, timed, together, until=planned.until + 0.1), strict=True)
+        return [None if verdict is None else replace(each, verdict=verdict, learnt=share) for each, verdict in pairs]
+
+    def seconds(recipe: Recipe) -> float:
+        entrant, epochs = looks[recipe.backbone].entrant, recipe.short_epochs(config)
+        learning = recipe.trial_seconds(entrant, config, rows=sample.fitted, epochs=epochs)
+        return learning + recipe.answer_seconds(entrant, config, rows=len(sample.judged))
+
+    bench = Bench(
+        config,
+        lanes=1 if together is None else together.lanes,
+        left=timed.left(planned.until),
+        trying=trying,
+        seconds=seconds,
+        is_trainable=lambda recipe: trainings * recipe.seconds(looks[recipe.backbone].entrant, config) <= spared,
+        depths={name: [depth for depth, _ in look.probes] for name, look in looks.items()},
+        starts={name: list(look.states) for name, look in looks.items()},
+    )
+    further = go_on(found, bench, listen=listen)
+    if timed is not clock:
+        clock.started += clock.spent - began
+    return further
+
+
 def _least_rows(entrant: Entrant) -> int:
     return min(1000, len(entrant.parts["train"].truth))
 
@@ -386,13 +437,6 @@ def _candidate(look: _Look, recipe: Recipe, verdict: Judged | None, config: Conf
     weights = look.weights_of(int(own.model.layers))
     seconds = recipe.seconds(look.entrant, config)
     return Candidate(recipe.name(config), own.tuning.method, recipe, verdict, seconds, weights)
-
-
-def _said(candidate: Candidate) -> Event:
-    values: dict[str, Any] = {"name": candidate.name, "is_judged": candidate.verdict is not None}
-    if candidate.verdict is not None:
-        values |= {"loss": candidate.verdict.loss, "accuracy": float(candidate.verdict.right_H.mean())}
-    return Event("tuning", "candidate", values=values)
 
 
 def _announced(planned: _Planned, sample: Sample, clock: Clock, config: Config) -> str:
@@ -453,8 +497,8 @@ class _Look:
         own = recipe.applied(config)
         if own.tuning.method == "head":
             return self.probes[int(own.model.layers), own.model.pooling]
-        states, classifier = self.entering(recipe, config), self.entrant.classifier
-        return try_recipe(recipe, classifier, self.part, states, sample, config, epochs=EPOCHS, share=share)
+        states, classifier, epochs = self.entering(recipe, config), self.entrant.classifier, recipe.short_epochs(config)
+        return try_recipe(recipe, classifier, self.part, states, sample, config, epochs=epochs, share=share)
 
     def entering(self, recipe: Recipe, config: Config) -> dict[int, States]:
         """The states that enter the first block which a recipe tunes, by its number; none where all blocks learn."""
@@ -479,7 +523,7 @@ class _Look:
             (each.recipe.applied(config), each.verdict)
             for each in candidates
             if each.recipe and each.verdict and each.recipe.backbone == self.entrant.name
-            if each.hybrid == "none" and each.learnt == 1
+            if each.hybrid == "none" and each.learnt == 1 and not each.recipe.trial
         ]
         tried = {
             int(own.model.layers): Tried(int(own.model.layers), verdict.loss, float(verdict.right_H.mean()))
