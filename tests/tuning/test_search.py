@@ -12,7 +12,7 @@ from tagsmith.tuning.candidates import Candidate, chosen_of
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
 from tagsmith.tuning.search import Clock, _fitted, budget_of, enter, search
-from tagsmith.tuning.trials import Judged
+from tagsmith.tuning.trials import Judged, draw_sample, try_recipe
 
 NAMES = Labels.of(["complaint", "praise"])
 AUTO = {"tuning": {"method": "auto", "precision": "fp32", "budget": "60s"}}
@@ -61,7 +61,8 @@ def test_a_search_judges_all_on_the_same_rows_and_names_a_recipe(compete, heard)
     entrants, texts = compete("llama", "bert")
     before = [{name: weight.clone() for name, weight in each.classifier.named_parameters()} for each in entrants]
     config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64, "start": "random"}, "model": {"layers": 2}})
-    found = search(entrants, texts, config, clock=Clock(20.0, 0.0, now=lambda: 0.0), listen=heard.append)
+    quick = [replace(each, step=1e-7, frozen=1e-8) for each in entrants]  # measured speeds depend on what else runs
+    found = search(quick, texts, config, clock=Clock(20.0, 0.0, now=lambda: 0.0), listen=heard.append)
     verdicts = [each.verdict for each in found.candidates]
     assert {len(verdict.loss_H) for verdict in verdicts} == {200}
     assert (found.sample["judged"], found.sample["folds"], found.sample["repeats"]) == (200, 3, 3)
@@ -303,3 +304,14 @@ def test_with_a_few_rows_a_slow_start_does_not_keep_texts_from_being_drawn_toget
     slow = [replace(each, step=1.0, frozen=1.0) for each in entrants]
     late = search(slow, texts, config, clock=Clock(60.0, 0.0, now=lambda: 55.0))
     assert late.recipe.applied(config).tuning.method == "head"
+
+
+def test_a_recipe_is_tried_from_where_it_starts(toy):
+    sample, config = draw_sample(toy.parts, rows=80, seed=0), Config.of(AUTO)
+    losses = []
+    for start in ("probe", "random"):
+        tuning = {"method": "last_layers", "blocks": 1, "batch_size": 32, "start": start}
+        recipe = Recipe("toy", {"model": {"layers": 1, "pooling": "mean"}, "tuning": tuning})
+        part = sample.of(toy.parts)
+        losses.append(try_recipe(recipe, toy.classifier, part, {}, sample, config, epochs=1).loss)
+    assert losses[0] != losses[1]

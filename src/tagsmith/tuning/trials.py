@@ -274,7 +274,7 @@ def try_recipe(
     share: float = 1.0,
     listen: Listener = silent,
 ) -> Judged:
-    """A short tuning: so many epochs from a fitted probe, all of them made, whatever the rows say meanwhile.
+    """A short tuning: so many epochs from where the recipe starts, all of them made, whatever the rows say meanwhile.
 
     With a `share` it learns from fewer rows, the same ones in each recipe, and is judged on all as ever.
     """
@@ -284,8 +284,8 @@ def try_recipe(
         "patience": 99,
         "average": "none",
         "cache_gib": 0,
+        "seeds": 1,
     }
-    short |= {"seeds": 1, "start": "probe" if config.model.head == "linear" else "random"}
     if recipe.applied(config).tuning.method == "contrastive":
         del short["epochs"]
     own = recipe.with_tuning(**short).applied(config)
