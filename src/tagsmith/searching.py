@@ -12,7 +12,6 @@ from tagsmith.data.preparing import Prepared
 from tagsmith.errors import AssetError, SettingError
 from tagsmith.events import Event
 from tagsmith.run import Run, Searched
-from tagsmith.tuning.sampling import require_optuna
 
 if TYPE_CHECKING:
     from tagsmith.data.token_lengths import TokenLengths
@@ -90,6 +89,8 @@ def require_search(config: Config, *, is_known: bool = False) -> None:
     """
     if config.tuning.method == "auto":
         if not is_known:
+            from tagsmith.tuning.sampling import require_optuna
+
             require_optuna(config)
         return
     if config.tuning.trials:
