@@ -191,10 +191,12 @@ def _stages(rounds: list[dict[str, dict[str, Any]]], name: str) -> str:
 
 
 def _depth_table(depths: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    if not depths:
+    if len(depths) < 2:
         return []
+    from scipy.stats import t
+
     lost = np.array([100 * (each["auto"]["accuracy"] - each["all"]["accuracy"]) for each in depths])
-    error = 1.833 * lost.std(ddof=1) / np.sqrt(len(lost)) if len(lost) == 10 else float("nan")
+    error = t.ppf(0.95, len(lost) - 1) * lost.std(ddof=1) / np.sqrt(len(lost))
     return [
         "## Is the chosen depth as good?",
         "",
