@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from tagsmith.markup import Html, escape
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 250, 56, 24, 10, 44
+LETTER = 7.2
+"""The width of a letter beside an axis: long names move the axis to the right."""
+
 KINDS = ("first", "second", "third", "fourth")
 """Classes of a series, in the order in which pictures use them."""
 
@@ -65,6 +68,8 @@ class Picture:
 
     def __init__(self, x: Axis, y: Axis, *, height: int = HEIGHT) -> None:
         self.x, self.y, self.height = x, y, height
+        longest = max((len(name) for _, name in y.ticks), default=0)
+        self.left = max(LEFT, math.ceil(12 + LETTER * longest))
         self._marks: list[str] = []
 
     def line(self, points: Sequence[Point], kind: str) -> None:
@@ -96,7 +101,7 @@ class Picture:
             self._marks.append(f'<path class="rule" d="M{across:.1f} {TOP}V{self.height - BOTTOM}"/>')
         if y is not None:
             _, down = self._place((self.x.low, y))
-            self._marks.append(f'<path class="rule" d="M{LEFT} {down:.1f}H{WIDTH - RIGHT}"/>')
+            self._marks.append(f'<path class="rule" d="M{self.left} {down:.1f}H{WIDTH - RIGHT}"/>')
 
     def diagonal(self) -> None:
         """The line on which both values are equal."""
@@ -115,19 +120,19 @@ class Picture:
         floor, parts = self.height - BOTTOM, []
         for value, name in self.y.ticks:
             _, down = self._place((self.x.low, value))
-            parts.append(f'<path class="grid" d="M{LEFT} {down:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text x="{LEFT - 7}" y="{down + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+            parts.append(f'<path class="grid" d="M{self.left} {down:.1f}H{WIDTH - RIGHT}"/>')
+            parts.append(f'<text x="{self.left - 7}" y="{down + 4:.1f}" text-anchor="end">{escape(name)}</text>')
         for value, name in self.x.ticks:
             across, _ = self._place((value, self.y.low))
             parts.append(f'<path class="grid" d="M{across:.1f} {floor}v4"/>')
             parts.append(f'<text x="{across:.1f}" y="{floor + 18}" text-anchor="middle">{escape(name)}</text>')
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
+        middle = (self.left + WIDTH - RIGHT) / 2
+        parts.append(f'<path class="axis" d="M{self.left} {floor}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{middle}" y="{self.height - 8}" text-anchor="middle">{escape(self.x.title)}</text>')
         return "".join(parts)
 
     def _place(self, point: Point) -> Point:
-        x = LEFT + self.x.share(point[0]) * (WIDTH - LEFT - RIGHT)
+        x = self.left + self.x.share(point[0]) * (WIDTH - self.left - RIGHT)
         return x, self.height - BOTTOM - self.y.share(point[1]) * (self.height - TOP - BOTTOM)
 
     def _path(self, points: Sequence[Point]) -> str:
