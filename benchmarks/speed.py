@@ -275,7 +275,12 @@ def _split(*, seed: int, layers: str) -> dict[str, Any]:
     from tagsmith.config import Config, settings_of
 
     rows = [row for part in ("train", "validation", "test") for row in peers.book_rows(part)]
-    changes = {"data": {"split": "group"}, "model": {"backbone": peers.BACKBONE, "layers": layers}, "seed": seed}
+    changes = {
+        "data": {"split": "group"},
+        "model": {"backbone": peers.BACKBONE, "layers": layers},
+        "evaluation": {"audit": False, "robustness_rows": 0},  # only accuracy is asked of it
+        "seed": seed,
+    }
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "rows.jsonl"
         table.write_text("".join(json.dumps({"text": text, "label": str(label)}) + "\n" for text, label in rows))
