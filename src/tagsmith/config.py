@@ -209,6 +209,10 @@ class TuningConfig(Section):
     """Of how many evaluations, with `best`."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """How much the moving average keeps of itself at each step, with `ema`."""
+    soup: int = Field(1, ge=1, le=16)
+    """How many tunings from the same start, each with the rows in an order of its own, whose weights are averaged: one
+    classifier, as fast as any of them. The mean is kept where it reads the validation rows no worse than the first;
+    for `last_layers` and `full`. `auto` makes as many as there is time for, up to three."""
     gradient_checkpointing: bool = False
     """Compute the activations of tuned blocks a second time in the backward pass instead of keeping them: less memory,
     about a third more time, the same gradients."""

@@ -38,6 +38,16 @@ def silent(event: Event) -> None:
     """A listener for those who do not care."""
 
 
+def steps_alone(listen: Listener) -> Listener:
+    """A listener to how far a further tuning is, and to nothing of what belongs to the first."""
+
+    def heard(event: Event) -> None:
+        if event.name == "step":
+            listen(event)
+
+    return heard
+
+
 def listened(work: Generator[Event, None, R], listen: Listener) -> R:
     """Run a generator of events to its end, telling each to `listen`, and give what it returns."""
     while True:

@@ -45,7 +45,9 @@ def tune(
     from tagsmith.tuning.forecast import refused_where_memory_ends
     from tagsmith.tuning.methods import copies, swapped, trainable
     from tagsmith.tuning.seeds import tune_seeds
+    from tagsmith.tuning.soup import require_soup
 
+    require_soup(run.config)
     parts = encode(classifier, prepared)
     if shares_NC is not None:
         parts["train"] = replace(parts["train"], shares=shares_NC)

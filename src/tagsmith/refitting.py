@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tagsmith.answering import fit_answering
 from tagsmith.data.preparing import Prepared
 from tagsmith.errors import SettingError
-from tagsmith.events import Event, Listener
+from tagsmith.events import Event, steps_alone
 from tagsmith.run import Result, Run
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def refit(classifier: Classifier, prepared: Prepared, result: Result, run: Run, 
     It makes as many epochs as the step that was chosen stands for, and looks at no row meanwhile. How it answers is
     fitted again where calibration rows are left; otherwise that stays as it was, for all other rows were learnt from.
     """
-    from tagsmith.tuning.loop import tune
     from tagsmith.tuning.methods import put
+    from tagsmith.tuning.soup import tune_soup
     from tagsmith.tuning.trials import later_is_better
 
     train, validation = result.parts["train"], result.parts["validation"]
@@ -59,7 +59,8 @@ def refit(classifier: Classifier, prepared: Prepared, result: Result, run: Run, 
     weights_C = None if prepared.class_weights is None else classifier.labels.in_order(prepared.class_weights)
     parts = {"train": both, "validation": _first(validation, 8)}
     listen = steps_alone(run.listen)
-    tuned = tune(classifier, parts, config, metric=later_is_better(), class_weights=weights_C, stop=stop, listen=listen)
+    options: dict[str, Any] = {"class_weights": weights_C, "stop": stop, "listen": listen}
+    tuned = tune_soup(classifier, parts, config, metric=later_is_better(), **options)
     left = {**result.parts, "train": both, "validation": _first(validation, 0)}
     kept = replace(result, parts=left, tuned=replace(tuned, states={}))
     if len(result.parts["calibration"].truth):
@@ -96,13 +97,3 @@ def _first(part: Part, count: int) -> Part:
 
     rows = np.arange(min(count, len(part.truth)))
     return Part(part.tokens.of_texts(rows), part.truth[rows])
-
-
-def steps_alone(listen: Listener) -> Listener:
-    """How far a further tuning is, and nothing of what belongs to the first."""
-
-    def heard(event: Event) -> None:
-        if event.name == "step":
-            listen(event)
-
-    return heard

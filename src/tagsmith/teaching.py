@@ -20,9 +20,9 @@ from tagsmith.building import assembled, locate, place, settle_long_texts
 from tagsmith.data.preparing import Prepared
 from tagsmith.data.table import Table
 from tagsmith.errors import AssetError, SettingError
+from tagsmith.events import steps_alone
 from tagsmith.learning import tune
 from tagsmith.measuring import model_section
-from tagsmith.refitting import steps_alone
 from tagsmith.run import Result, Run, truth_of
 from tagsmith.writing import save, write_profile, write_report_of
 

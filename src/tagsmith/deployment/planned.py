@@ -54,7 +54,7 @@ _UNSEARCHED = {
                 "hybrid_share",
                 "layer_decay",
             ),
-            *("learning_rate", "lora_rank", "most_rows", "patience", "start"),
+            *("learning_rate", "lora_rank", "most_rows", "patience", "soup", "start"),
         }
     ),
 }

@@ -250,6 +250,7 @@ def _decides(name: str) -> bool:
     """Whether a setting may change a byte of a tuning; those of the data do so through the rows alone."""
     if name in (
         "tuning.seeds",
+        "tuning.soup",
         "tuning.cache_gib",
         "tuning.elastic",
         "tuning.checkpoint_s",

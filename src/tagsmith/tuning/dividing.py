@@ -93,6 +93,7 @@ def unfit(config: Config, device: torch.device) -> list[str]:
         "tuning.method": (tuning.method, "full"),
         "tuning.start": (tuning.start, "random"),
         "tuning.seeds": (tuning.seeds, 1),
+        "tuning.soup": (tuning.soup, 1),
         "tuning.refit": (tuning.refit, False),
         "tuning.compile": (tuning.compile, False),
         "model.layers": (config.model.layers, "recommended" if config.model.layers == "auto" else config.model.layers),

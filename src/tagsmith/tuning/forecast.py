@@ -251,7 +251,7 @@ def _seconds(plan: Plan, speed: Speed, *, letters: int, labels: Labels, is_known
     book = 2 * scored("train", "validation") if plan.config.data.split == "book" else 0.0
     return {
         "frozen": (0.0 if is_known else frozen) + (3 * 4 * plan.all_weights / HASHED_PER_SECOND if plan.start else 0.0),
-        "steps": plan.steps * speed.step + plan.config.tuning.seeds * speed.probe,
+        "steps": plan.steps * speed.step + plan.config.tuning.seeds * plan.config.tuning.soup * speed.probe,
         "evaluations": plan.evaluations * scored("validation"),
         "test": test + (1 + plan.config.tuning.seeds) * scored("test") + held_out + book,
         "baselines": letters * _lexical_seconds_per_letter(len(labels)),

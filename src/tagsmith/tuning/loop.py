@@ -221,7 +221,8 @@ class Loop:
         self.best.put(self.best.best.weights)
         yield from self._compete()
         self.is_finished = True
-        if self.file and (self.config.tuning.seeds > 1 or self.ranks.agreed(self._is_due)[0]):
+        tuning = self.config.tuning
+        if self.file and (tuning.seeds * tuning.soup > 1 or self.ranks.agreed(self._is_due)[0]):
             self._save()
 
     def _contrast(self) -> Iterator[Event]:
@@ -244,7 +245,7 @@ class Loop:
             return
         weights, name = average
         self.best.put(weights)
-        values = self._validated()
+        values = self.validated()
         is_kept = values["score"] > self.best.best.score
         if not is_kept:
             self.best.put(self.best.best.weights)
@@ -400,7 +401,7 @@ class Loop:
             "step": self.step,
             "train_loss": sum(loss * seen for loss, _, seen in self._recent) / rows,
             "train_accuracy": sum(right for _, right, _ in self._recent) / rows,
-            **self._validated(),
+            **self.validated(),
         }
         self._recent.clear()
         self.tuned.curves.append(values)
@@ -410,7 +411,15 @@ class Loop:
             self.stale += 1
         return Event("tuning", "evaluated", self.step, self.total_steps, values)
 
-    def _validated(self) -> dict[str, float]:
+    @property
+    def score(self) -> float:
+        """The validation score of the weights that remain."""
+        average = self.tuned.average
+        if average and average["kept"]:
+            return average["score"]
+        return max((each["score"] for each in self.tuned.curves), default=-math.inf)
+
+    def validated(self) -> dict[str, float]:
         """What the validation rows say of the weights of this moment."""
         truth, probs = self.parts["validation"].truth, self.probabilities("validation")
         return {

@@ -121,15 +121,15 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Steps of all epochs and seeds, if nothing stops them early."""
-        return self.steps_per_epoch * self.config.tuning.epochs * self.config.tuning.seeds
+        """Steps of all epochs, seeds and members of a soup, if nothing stops them early."""
+        return self.steps_per_epoch * self.config.tuning.epochs * self.config.tuning.seeds * self.config.tuning.soup
 
     @property
     def evaluations(self) -> int:
         """How often the validation rows are scored in all of that."""
         tuning = self.config.tuning
         each = 1 if self.is_probe else min(tuning.evaluations_per_epoch, self.steps_per_epoch) * tuning.epochs
-        return each * tuning.seeds
+        return (each * tuning.soup + (tuning.soup > 1)) * tuning.seeds
 
     @property
     def least_share(self) -> float:

@@ -52,6 +52,7 @@ from tagsmith.tuning.recipes import (
     pinned,
     recipes_of,
 )
+from tagsmith.tuning.soup import METHODS as SOUPS
 from tagsmith.tuning.trials import (
     ENOUGH,
     HELD_OUT,
@@ -80,6 +81,10 @@ FEW_UNTIL = 0.7
 LATEST, LATEST_FEW = 0.95, 1.15
 """Of the budget: when the winner's training should have ended. With a few rows of each label it takes seconds, and what
 draws texts together must not lose them to a start that was slow: a budget is kept within a fifth."""
+
+MOST_OF_A_SOUP, SOUP_SHARE, LEAST_SOUP = 3, 0.9, 2
+"""Tunings that are averaged at most; of the time left, what they may take by the forecast; and for how many of them
+the trials leave time."""
 
 MOST_DEPTHS, BLOCKS_TIMED, FIRST_TUNINGS = 6, 6, 3
 
@@ -279,8 +284,11 @@ def _planned(
             tunings.append((look, recipe))
             costs.append(Cost(learning, answering))
             dearest = max(dearest, recipe.seconds(look.entrant, config) * (2.5 if config.tuning.refit else 1.0))
-    until = max(SHARES["trials"], 0.85 - 1.2 * dearest / clock.budget)  # a small table leaves more time for trials
-    if _are_few([look.entrant for look, _ in tunings]):
+    are_few = _are_few([look.entrant for look, _ in tunings])
+    members = 1 if are_few or config.tuning.refit else LEAST_SOUP
+    # A small table leaves more time for trials.
+    until = max(SHARES["trials"], 0.85 - 1.2 * members * dearest / clock.budget)
+    if are_few:
         # What draws texts together is tried even if the start has taken most of a short budget.
         paired = zip(tunings, costs, strict=True)
         wanted = sum(cost.on(1.0) for (_, recipe), cost in paired if recipe.applied(config).tuning.method == _TOGETHER)
@@ -429,7 +437,18 @@ def _fitted(
     if rows < total:
         told.append(f"There is time for {rows} of {total} training rows: a sample of each label's rows is learnt from.")
         recipe = recipe.with_tuning(most_rows=rows)
-    return recipe, told
+    is_whole = epochs == wanted and rows == total
+    members = _members(recipe.seconds(entrant, config), left, config) if is_whole and own.method in SOUPS else own.soup
+    if members > own.soup:
+        told.append(f"There is time for {members} tunings from one start, whose weights are averaged.")
+    return recipe.with_tuning(soup=members if own.method in SOUPS else 1), told
+
+
+def _members(seconds: float, left: float, config: Config) -> int:
+    """How many tunings are averaged: as many as were asked for, else as there is time for."""
+    if "soup" in config.tuning.model_fields_set or config.tuning.refit or config.tuning.seeds > 1:
+        return config.tuning.soup
+    return int(np.clip(SOUP_SHARE * left / max(seconds, 1e-3), 1, MOST_OF_A_SOUP))
 
 
 def _candidate(look: _Look, recipe: Recipe, verdict: Judged | None, config: Config) -> Candidate:

@@ -33,9 +33,10 @@ from tagsmith.model.heads import build_head
 from tagsmith.tuning.checkpoints import drop_checkpoint
 from tagsmith.tuning.depth import cut_copy
 from tagsmith.tuning.learner import Part
-from tagsmith.tuning.loop import Metric, StoppedError, Tuned, tune
+from tagsmith.tuning.loop import Metric, StoppedError, Tuned
 from tagsmith.tuning.methods import copies, put, trainable
 from tagsmith.tuning.parallel import by_itself, ranks_here
+from tagsmith.tuning.soup import tune_soup
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def tune_seeds(
     if checkpoint is not None and not resume:
         drop_checkpoint(checkpoint)
     options = {"metric": metric, "class_weights": class_weights, "checkpoint": checkpoint, "resume": resume}
-    tuned_from = partial(tune, parts=parts, stop=stop, **options)
+    tuned_from = partial(tune_soup, parts=parts, stop=stop, **options)
     first = tuned_from(classifier, config=config, listen=listen)
     if config.tuning.seeds == 1:
         return [SeedRun(config.seed, first, {})]

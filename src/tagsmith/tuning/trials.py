@@ -285,6 +285,7 @@ def try_recipe(
         "average": "none",
         "cache_gib": 0,
         "seeds": 1,
+        "soup": 1,
     }
     if recipe.applied(config).tuning.method == "contrastive":
         del short["epochs"]
