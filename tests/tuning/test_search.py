@@ -255,7 +255,9 @@ def test_a_winner_has_time_for_most_of_its_epochs_where_any_has():
 
 
 @pytest.mark.parametrize(
-    ("left", "expected"), [(1e9, {}), (3.0, {"epochs": 2}), (0.9, {"epochs": 1, "most_rows": True})], ids=str
+    ("left", "expected"),
+    [(1e9, {"soup": 3}), (11.5, {"soup": 2}), (8.0, {}), (3.0, {"epochs": 2}), (0.9, {"epochs": 1, "most_rows": True})],
+    ids=str,
 )
 def test_the_winner_has_as_many_epochs_and_rows_as_there_is_time_for(toy, make_rows, left, expected):
     config = Config.of(AUTO)
@@ -266,9 +268,25 @@ def test_the_winner_has_as_many_epochs_and_rows_as_there_is_time_for(toy, make_r
     fitted, told = _fitted(recipe, entrant, config, clock)
     own = fitted.applied(config).tuning
     assert own.epochs == expected.get("epochs", 4)
+    assert own.soup == expected.get("soup", 1)
     assert (own.most_rows is not None) == ("most_rows" in expected)
     assert fitted.seconds(entrant, config, rows=own.most_rows) <= left or own.most_rows == 1000
     assert bool(told) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "expected"),
+    [("last_layers", {}, 3), ("last_layers", {"soup": 5}, 5), ("last_layers", {"refit": True}, 1), ("lora", {}, 1)]
+    + [("lora", {"soup": 5}, 1), ("last_layers", {"seeds": 2}, 1), ("last_layers", {"soup": 1}, 1)],
+    ids=str,
+)
+def test_as_many_tunings_are_averaged_as_were_asked_for_or_as_there_is_time_for(toy, method, asked, expected):
+    config = Config.of({"tuning": {"method": "auto", **asked}})
+    tuning = {"method": method, "blocks": 3, "epochs": 4, **({"soup": asked["soup"]} if "soup" in asked else {})}
+    fitted, _ = _fitted(
+        Recipe("toy", {"model": {"layers": 3}, "tuning": tuning}), toy, config, Clock(1e9, 0.0, now=lambda: 0.0)
+    )
+    assert fitted.applied(config).tuning.soup == expected
 
 
 def test_epochs_that_the_user_asked_for_are_made_on_fewer_rows(toy, make_rows):

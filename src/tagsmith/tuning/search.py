@@ -285,7 +285,7 @@ def _planned(
             costs.append(Cost(learning, answering))
             dearest = max(dearest, recipe.seconds(look.entrant, config) * (2.5 if config.tuning.refit else 1.0))
     are_few = _are_few([look.entrant for look, _ in tunings])
-    members = 1 if are_few or config.tuning.refit else LEAST_SOUP
+    members = 1 if are_few or _leaves_no_soup(config) else LEAST_SOUP
     # A small table leaves more time for trials.
     until = max(SHARES["trials"], 0.85 - 1.2 * members * dearest / clock.budget)
     if are_few:
@@ -437,18 +437,17 @@ def _fitted(
     if rows < total:
         told.append(f"There is time for {rows} of {total} training rows: a sample of each label's rows is learnt from.")
         recipe = recipe.with_tuning(most_rows=rows)
-    is_whole = epochs == wanted and rows == total
-    members = _members(recipe.seconds(entrant, config), left, config) if is_whole and own.method in SOUPS else own.soup
+    members = own.soup if own.method in SOUPS else 1
+    if not told and own.method in SOUPS and not _leaves_no_soup(config):
+        members = int(np.clip(SOUP_SHARE * left / max(recipe.seconds(entrant, config), 1e-3), 1, MOST_OF_A_SOUP))
     if members > own.soup:
         told.append(f"There is time for {members} tunings from one start, whose weights are averaged.")
-    return recipe.with_tuning(soup=members if own.method in SOUPS else 1), told
+    return recipe if members == own.soup else recipe.with_tuning(soup=members), told
 
 
-def _members(seconds: float, left: float, config: Config) -> int:
-    """How many tunings are averaged: as many as were asked for, else as there is time for."""
-    if "soup" in config.tuning.model_fields_set or config.tuning.refit or config.tuning.seeds > 1:
-        return config.tuning.soup
-    return int(np.clip(SOUP_SHARE * left / max(seconds, 1e-3), 1, MOST_OF_A_SOUP))
+def _leaves_no_soup(config: Config) -> bool:
+    """Whether the user said how many tunings are averaged, or asks for other ones that take as long."""
+    return "soup" in config.tuning.model_fields_set or config.tuning.refit or config.tuning.seeds > 1
 
 
 def _candidate(look: _Look, recipe: Recipe, verdict: Judged | None, config: Config) -> Candidate:
