@@ -65,7 +65,8 @@ def searched(
 def _search(
     prepared: Prepared, run: Run, *, build: Build, encode: Encode, started: float, together: Together | None
 ) -> Searched:
-    from tagsmith.tuning.search import Clock, budget_of, search
+    from tagsmith.tuning.budget import Clock, budget_of
+    from tagsmith.tuning.search import search
 
     entrants = _entrants(prepared, run, build=build, encode=encode)
     clock = Clock(budget_of(run.config, entrants), started)

@@ -8,11 +8,12 @@ from tagsmith.events import silent
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
 from tagsmith.tuning import search as searching
+from tagsmith.tuning.budget import Clock
 from tagsmith.tuning.candidates import chosen_of
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant
 from tagsmith.tuning.sampling import FIRST_LOOK
-from tagsmith.tuning.search import Clock, search
+from tagsmith.tuning.search import search
 
 NAMES = Labels.of(["complaint", "praise"])
 GIVEN = {"method": "auto", "precision": "fp32", "batch_size": 64, "hybrid": "none", "blocks": 1, "trials": 3}

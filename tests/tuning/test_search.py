@@ -8,11 +8,13 @@ import torch
 from tagsmith.config import Config, ModelConfig
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
+from tagsmith.tuning.budget import Clock, budget_of
 from tagsmith.tuning.candidates import Candidate, chosen_of
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
-from tagsmith.tuning.search import Clock, _fitted, budget_of, enter, search
+from tagsmith.tuning.search import enter, search
 from tagsmith.tuning.trials import Judged, draw_sample, try_recipe
+from tagsmith.tuning.winner import fit_to_time
 
 NAMES = Labels.of(["complaint", "praise"])
 AUTO = {"tuning": {"method": "auto", "precision": "fp32", "budget": "60s"}}
@@ -265,7 +267,7 @@ def test_the_winner_has_as_many_epochs_and_rows_as_there_is_time_for(toy, make_r
     recipe = Recipe("toy", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 3, "epochs": 4}})
     entrant = replace(toy, parts=parts, step=1.25 / (3 * int(parts["train"].tokens.offsets[-1])), frozen=1e-12)
     clock = Clock(left / 0.95, 0.0, now=lambda: 0.0)
-    fitted, told = _fitted(recipe, entrant, config, clock)
+    fitted, told = fit_to_time(recipe, entrant, config, clock)
     own = fitted.applied(config).tuning
     assert own.epochs == expected.get("epochs", 4)
     assert own.soup == expected.get("soup", 1)
@@ -283,7 +285,7 @@ def test_the_winner_has_as_many_epochs_and_rows_as_there_is_time_for(toy, make_r
 def test_as_many_tunings_are_averaged_as_were_asked_for_or_as_there_is_time_for(toy, method, asked, expected):
     config = Config.of({"tuning": {"method": "auto", **asked}})
     tuning = {"method": method, "blocks": 3, "epochs": 4, **({"soup": asked["soup"]} if "soup" in asked else {})}
-    fitted, _ = _fitted(
+    fitted, _ = fit_to_time(
         Recipe("toy", {"model": {"layers": 3}, "tuning": tuning}), toy, config, Clock(1e9, 0.0, now=lambda: 0.0)
     )
     assert fitted.applied(config).tuning.soup == expected
@@ -294,7 +296,7 @@ def test_epochs_that_the_user_asked_for_are_made_on_fewer_rows(toy, make_rows):
     parts, _ = parts_of(toy.classifier, make_rows, {"train": 1400, "validation": 20})
     recipe = Recipe("toy", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 3, "epochs": 4}})
     entrant = replace(toy, parts=parts, step=1.25 / (3 * int(parts["train"].tokens.offsets[-1])), frozen=1e-12)
-    fitted, _ = _fitted(recipe, entrant, config, Clock(4.5, 0.0, now=lambda: 0.0))
+    fitted, _ = fit_to_time(recipe, entrant, config, Clock(4.5, 0.0, now=lambda: 0.0))
     own = fitted.applied(config).tuning
     assert own.epochs == 4
     assert own.most_rows < 1400
@@ -317,7 +319,7 @@ def test_with_a_few_rows_a_slow_start_does_not_keep_texts_from_being_drawn_toget
     tried = {each.kind: each.verdict is not None for each in found.candidates}
     assert tried["contrastive"]
     together = next(each.recipe for each in found.candidates if each.kind == "contrastive")
-    assert _fitted(together, quick[0], config, clock) == (together, [])
+    assert fit_to_time(together, quick[0], config, clock) == (together, [])
     assert together.applied(config).tuning.epochs == 10
     slow = [replace(each, step=1.0, frozen=1.0) for each in entrants]
     late = search(slow, texts, config, clock=Clock(60.0, 0.0, now=lambda: 55.0))

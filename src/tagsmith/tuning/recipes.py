@@ -241,6 +241,11 @@ def is_few(entrant: Entrant, *, most: int = MOST_OF_A_LABEL) -> bool:
     return truth.ndim == 1 and len(truth) <= most * len(entrant.classifier.labels)
 
 
+def are_few(entrants: Sequence[Entrant]) -> bool:
+    """Whether there are so few rows of each label that what is known of such tables counts more than they do."""
+    return any(is_few(each, most=FEWEST_OF_A_LABEL) for each in entrants)
+
+
 def _is_possible(recipe: Recipe, config: Config) -> bool:
     """Whether the user's own settings leave it as many blocks as it wants to tune."""
     own = recipe.applied(config)

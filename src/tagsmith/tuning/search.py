@@ -8,8 +8,7 @@ the clock only drops whole candidates afterwards, and says so (STATISTICS.md 17 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
+from tagsmith.tuning.budget import LATEST, SHARES, Clock, latest
 from tagsmith.tuning.candidates import (
     MOST_OF_IT,
     Candidate,
@@ -42,17 +42,15 @@ from tagsmith.tuning.methods import first_tuned_block
 from tagsmith.tuning.mixing import FEWEST_ROWS
 from tagsmith.tuning.plan import plan_of
 from tagsmith.tuning.recipes import (
-    FEWEST_OF_A_LABEL,
     SHORT,
     Entrant,
     Recipe,
+    are_few,
     batch_size,
     gives_depth,
-    is_few,
     pinned,
     recipes_of,
 )
-from tagsmith.tuning.soup import METHODS as SOUPS
 from tagsmith.tuning.trials import (
     ENOUGH,
     HELD_OUT,
@@ -64,27 +62,13 @@ from tagsmith.tuning.trials import (
     try_probe,
     try_recipe,
 )
+from tagsmith.tuning.winner import LEAST_SOUP, fit_to_time, least_rows, leaves_no_soup
 
 SAMPLE_ROWS, SAMPLE_TOKENS = (200, 1500), 120_000
 """Rows that candidates learn from, and tokens of all rows that are looked at: their states at all depths are kept."""
 
-SHARES = {"probes": 0.15, "trials": 0.45, "winner": 0.5}
-"""Of the budget: what the passes over the sample may take, what may be over when the last trial ends, and what is kept
-for training the winner on all rows."""
-
-PASSES, LONGEST, SHORTEST = 3, 1800.0, 60.0
-"""The budget where none is given: so many passes of all texts through all blocks, within these seconds."""
-
 FEW_UNTIL = 0.7
 """With a few rows of each label: a trial takes no less than the training, which is over soon."""
-
-LATEST, LATEST_FEW = 0.95, 1.15
-"""Of the budget: when the winner's training should have ended. With a few rows of each label it takes seconds, and what
-draws texts together must not lose them to a start that was slow: a budget is kept within a fifth."""
-
-MOST_OF_A_SOUP, SOUP_SHARE, LEAST_SOUP = 3, 0.9, 2
-"""Tunings that are averaged at most; of the time left, what they may take by the forecast; and for how many of them
-the trials leave time."""
 
 MOST_DEPTHS, BLOCKS_TIMED, FIRST_TUNINGS = 6, 6, 3
 
@@ -123,24 +107,6 @@ class Found:
         return [{"name": each.name, "seconds": round(each.seconds, 1)} for each in self.candidates]
 
 
-@dataclass
-class Clock:
-    """The seconds of a budget since reading began."""
-
-    budget: float
-    started: float
-    now: Callable[[], float] = time.perf_counter
-
-    @property
-    def spent(self) -> float:
-        """Seconds so far."""
-        return self.now() - self.started
-
-    def left(self, share: float) -> float:
-        """Seconds until that share of the budget is over."""
-        return share * self.budget - self.spent
-
-
 def enter(name: str, classifier: Classifier, parts: Mapping[str, Part], config: Config) -> Entrant:
     """A backbone that competes, its speed on this machine measured in a few batches and steps."""
     dtype = arithmetic(config.tuning.precision, device_of(classifier))
@@ -154,14 +120,6 @@ def enter(name: str, classifier: Classifier, parts: Mapping[str, Part], config: 
     tokens = plan.sizes.sum() / plan.steps_per_epoch
     each_token = frozen.block + frozen.once / classifier.backbone.depth
     return Entrant(name, classifier, parts, frozen=each_token, step=seconds / tokens / blocks)
-
-
-def budget_of(config: Config, entrants: Sequence[Entrant]) -> float:
-    """The seconds asked for, or three passes of all texts through all blocks, within a minute and half an hour."""
-    asked = config.tuning.budget_seconds
-    if asked is not None:
-        return asked
-    return float(np.clip(PASSES * max(each.reference_pass() for each in entrants), SHORTEST, LONGEST))
 
 
 def search(
@@ -193,7 +151,7 @@ def search(
     further = _gone_on(candidates, planned, sample, config, clock, together, listen=listen)
     candidates += further.candidates
     is_whole = sample.fitted >= WHOLE * len(entrants[0].parts["train"].truth)
-    rules: dict[str, Any] = {"is_whole": is_whole, "left": clock.left(_latest(entrants)), "few": _are_few(entrants)}
+    rules: dict[str, Any] = {"is_whole": is_whole, "left": clock.left(latest(entrants)), "few": are_few(entrants)}
     bases = {chosen_of(candidates, **rules), best_of(candidates)}
     few = len(entrants[0].parts["validation"].truth) < FEWEST_ROWS
     for base in sorted(bases):
@@ -205,8 +163,8 @@ def search(
     assert winner.recipe is not None
     look = next(look for look in looks if look.entrant.name == winner.recipe.backbone)
     reserved = 0.0 if winner.hybrid == "none" else beside
-    recipe, fitted = _fitted(winner.recipe, look.entrant, config, clock, reserved=reserved)
-    told = [why_of(candidates, chosen), *further.told, *how_sure(winner), *fitted]
+    recipe, cut_short = fit_to_time(winner.recipe, look.entrant, config, clock, reserved=reserved)
+    told = [why_of(candidates, chosen), *further.told, *how_sure(winner), *cut_short]
     dropped = sum(each.is_dropped for each in candidates)
     if dropped:
         told.append(f"{dropped} of {planned.count} candidates were dropped: the trials took longer than forecast.")
@@ -216,16 +174,6 @@ def search(
     return Found(
         recipe, tuple(candidates), chosen, look.depths(candidates, sample, config), clock.budget, rows, tuple(told)
     )
-
-
-def _latest(entrants: Sequence[Entrant]) -> float:
-    """The share of the budget that may be over when the winner has learnt."""
-    return LATEST_FEW if _are_few(entrants) else LATEST
-
-
-def _are_few(entrants: Sequence[Entrant]) -> bool:
-    """Whether there are so few rows of each label that what is known of such tables counts more than they do."""
-    return any(is_few(each, most=FEWEST_OF_A_LABEL) for each in entrants)
 
 
 def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> int:
@@ -276,7 +224,7 @@ def _planned(
     for look, recipe in (pair for turn in zip_longest(*recipes) for pair in turn if pair is not None):
         if recipe.applied(config).tuning.method == "head":
             heads.append((look, recipe))
-        elif recipe.seconds(look.entrant, config, rows=_least_rows(look.entrant), epochs=1) <= (
+        elif recipe.seconds(look.entrant, config, rows=least_rows(look.entrant), epochs=1) <= (
             SHARES["winner"] * clock.budget
         ):
             learning = recipe.trial_seconds(look.entrant, config, rows=sample.fitted, epochs=SHORT)
@@ -284,11 +232,11 @@ def _planned(
             tunings.append((look, recipe))
             costs.append(Cost(learning, answering))
             dearest = max(dearest, recipe.seconds(look.entrant, config) * (2.5 if config.tuning.refit else 1.0))
-    are_few = _are_few([look.entrant for look, _ in tunings])
-    members = 1 if are_few or _leaves_no_soup(config) else LEAST_SOUP
+    few_rows = are_few([look.entrant for look, _ in tunings])
+    members = 1 if few_rows or leaves_no_soup(config) else LEAST_SOUP
     # A small table leaves more time for trials.
     until = max(SHARES["trials"], 0.85 - 1.2 * members * dearest / clock.budget)
-    if are_few:
+    if few_rows:
         # What draws texts together is tried even if the start has taken most of a short budget.
         paired = zip(tunings, costs, strict=True)
         wanted = sum(cost.on(1.0) for (_, recipe), cost in paired if recipe.applied(config).tuning.method == _TOGETHER)
@@ -376,7 +324,7 @@ def _gone_on(
         return Further()
     looks, began = {look.entrant.name: look for look, _ in planned.tunings}, clock.spent
     timed = clock if config.tuning.budget_seconds is not None else replace(clock, budget=np.inf)
-    spared = (_latest([look.entrant for look in looks.values()]) - planned.until) * clock.budget
+    spared = (latest([look.entrant for look in looks.values()]) - planned.until) * clock.budget
     trainings = MOST_OF_IT * (2.5 if config.tuning.refit else 1.0)
 
     def trying(recipes: Sequence[Recipe], share: float) -> list[Candidate | None]:
@@ -404,50 +352,6 @@ def _gone_on(
     if timed is not clock:
         clock.started += clock.spent - began
     return further
-
-
-def _least_rows(entrant: Entrant) -> int:
-    return min(1000, len(entrant.parts["train"].truth))
-
-
-def _fitted(
-    recipe: Recipe, entrant: Entrant, config: Config, clock: Clock, *, reserved: float = 0.0
-) -> tuple[Recipe, list[str]]:
-    """The winner with as many epochs as there is time for, and on fewer rows where there is not even time for one.
-
-    Epochs that the user asked for are all made. `reserved` are seconds that other work will take.
-    """
-    own, left = recipe.applied(config).tuning, clock.left(_latest([entrant])) - reserved
-    if own.refit:  # the same once more, and on the validation rows too
-        left /= 2 + len(entrant.parts["validation"].truth) / len(entrant.parts["train"].truth)
-    if own.method == "head":
-        return recipe, []
-    wanted, told = own.epochs, []
-    fewest = wanted if "epochs" in config.tuning.model_fields_set else 1
-    epochs = wanted
-    while epochs > fewest and recipe.seconds(entrant, config, epochs=epochs) > left:
-        epochs -= 1
-    total = len(entrant.parts["train"].truth)
-    rows = total
-    while rows > _least_rows(entrant) and recipe.seconds(entrant, config, rows=rows, epochs=epochs) > left:
-        rows = max(_least_rows(entrant), int(0.9 * rows))
-    if epochs < wanted:
-        told.append(f"There is time for {epochs} of {wanted} epochs.")
-        recipe = recipe.with_tuning(epochs=epochs)
-    if rows < total:
-        told.append(f"There is time for {rows} of {total} training rows: a sample of each label's rows is learnt from.")
-        recipe = recipe.with_tuning(most_rows=rows)
-    members = own.soup if own.method in SOUPS else 1
-    if not told and own.method in SOUPS and not _leaves_no_soup(config):
-        members = int(np.clip(SOUP_SHARE * left / max(recipe.seconds(entrant, config), 1e-3), 1, MOST_OF_A_SOUP))
-    if members > own.soup:
-        told.append(f"There is time for {members} tunings from one start, whose weights are averaged.")
-    return recipe if members == own.soup else recipe.with_tuning(soup=members), told
-
-
-def _leaves_no_soup(config: Config) -> bool:
-    """Whether the user said how many tunings are averaged, or asks for other ones that take as long."""
-    return "soup" in config.tuning.model_fields_set or config.tuning.refit or config.tuning.seeds > 1
 
 
 def _candidate(look: _Look, recipe: Recipe, verdict: Judged | None, config: Config) -> Candidate:

@@ -1,0 +1,59 @@
+"""The winner of a search, fitted to the time that is left for it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tagsmith.config import Config
+from tagsmith.tuning.budget import Clock, latest
+from tagsmith.tuning.recipes import Entrant, Recipe
+from tagsmith.tuning.soup import METHODS as SOUPS
+
+MOST_OF_A_SOUP, SOUP_SHARE, LEAST_SOUP = 3, 0.9, 2
+"""Tunings that are averaged at most; of the time left, what they may take by the forecast; and for how many of them
+the trials leave time."""
+
+
+def least_rows(entrant: Entrant) -> int:
+    """Training rows that a winner learns from at least, whatever the time."""
+    return min(1000, len(entrant.parts["train"].truth))
+
+
+def fit_to_time(
+    recipe: Recipe, entrant: Entrant, config: Config, clock: Clock, *, reserved: float = 0.0
+) -> tuple[Recipe, list[str]]:
+    """The winner with as many epochs as there is time for, and on fewer rows where there is not even time for one.
+
+    Epochs that the user asked for are all made. `reserved` are seconds that other work will take.
+    """
+    own, left = recipe.applied(config).tuning, clock.left(latest([entrant])) - reserved
+    if own.refit:  # the same once more, and on the validation rows too
+        left /= 2 + len(entrant.parts["validation"].truth) / len(entrant.parts["train"].truth)
+    if own.method == "head":
+        return recipe, []
+    wanted, told = own.epochs, []
+    fewest = wanted if "epochs" in config.tuning.model_fields_set else 1
+    epochs = wanted
+    while epochs > fewest and recipe.seconds(entrant, config, epochs=epochs) > left:
+        epochs -= 1
+    total = len(entrant.parts["train"].truth)
+    rows = total
+    while rows > least_rows(entrant) and recipe.seconds(entrant, config, rows=rows, epochs=epochs) > left:
+        rows = max(least_rows(entrant), int(0.9 * rows))
+    if epochs < wanted:
+        told.append(f"There is time for {epochs} of {wanted} epochs.")
+        recipe = recipe.with_tuning(epochs=epochs)
+    if rows < total:
+        told.append(f"There is time for {rows} of {total} training rows: a sample of each label's rows is learnt from.")
+        recipe = recipe.with_tuning(most_rows=rows)
+    members = own.soup if own.method in SOUPS else 1
+    if not told and own.method in SOUPS and not leaves_no_soup(config):
+        members = int(np.clip(SOUP_SHARE * left / max(recipe.seconds(entrant, config), 1e-3), 1, MOST_OF_A_SOUP))
+    if members > own.soup:
+        told.append(f"There is time for {members} tunings from one start, whose weights are averaged.")
+    return recipe if members == own.soup else recipe.with_tuning(soup=members), told
+
+
+def leaves_no_soup(config: Config) -> bool:
+    """Whether the user said how many tunings are averaged, or asks for other ones that take as long."""
+    return "soup" in config.tuning.model_fields_set or config.tuning.refit or config.tuning.seeds > 1
