@@ -50,15 +50,15 @@ def test_a_refit_is_as_if_the_validation_rows_had_been_training_rows(
     both, toy_csv, tmp_path, quick_config, monkeypatch
 ):
     seen = []
-    from tagsmith.tuning import loop
+    from tagsmith.tuning import soup
 
-    plain = loop.tune
+    plain = soup.tune_soup
 
     def tune(classifier, parts, config, **options):
         seen.append((len(parts["train"].truth), config.tuning.epochs))
         return plain(classifier, parts, config, **options)
 
-    monkeypatch.setattr("tagsmith.tuning.loop.tune", tune)
+    monkeypatch.setattr("tagsmith.tuning.soup.tune_soup", tune)
     again = train(
         toy_csv, out=tmp_path / "b", config=quick_config(tuning={"refit": True, "epochs": 2, "start": "random"})
     )
