@@ -56,7 +56,7 @@ class Memory:
         frozen = (plan.start or 0) * block * plan.dtype.itemsize
         steps = FP32 * (plan.changing + learning * (3 + plan.snapshots))  # untuned; gradients, Adam's two, the best
         seeds = FP32 * plan.changing * (plan.config.tuning.seeds if plan.config.tuning.seeds > 1 else 0)
-        soup = (FP32 + 2 * FP32 + FP32) * plan.changing if plan.config.tuning.soup > 1 else 0  # start, sum, the first
+        soup = 3 * FP32 * plan.changing if plan.config.tuning.soup > 1 else 0  # the start, the sum, the first
         working = max(FP32 * plan.blocks_above * block, self.activations(plan))
         tuning = frozen + steps + seeds + soup + working + plan.states_in("memory") + _kernels(plan)
         return tuning + (self._after(plan) if self.is_cpu else 0)

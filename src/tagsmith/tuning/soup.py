@@ -68,7 +68,7 @@ def tune_soup(
     first.tuned.states = dict(states or {})
     listened(first.events(resume=resume), listen)
     own = copies(trainable(classifier, config.tuning))
-    means = {name: weight.double() for name, weight in own.items()}
+    sums = {name: weight.clone() for name, weight in own.items()}
     for number in range(1, config.tuning.soup):
         text = f"Tuning {number + 1} of {config.tuning.soup}, from the same start: their weights will be averaged."
         listen(Event("tuning", "note", values={"text": text}))
@@ -77,13 +77,9 @@ def tune_soup(
         kept = {"resume": resume, "states": first.tuned.states}
         tune(classifier, parts, config.with_settings({"seed": seed}), **options, **kept, listen=_member(seed, listen))
         for name, weight in trainable(classifier, config.tuning):
-            means[name] += weight.detach()
-    put(classifier, _rounded(means, own, config.tuning.soup))
+            sums[name] += weight.detach()
+    put(classifier, {name: total / config.tuning.soup for name, total in sums.items()})
     return _decided(first, classifier, own, config, listen)
-
-
-def _rounded(sums: Mapping[str, Tensor], like: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    return {name: (total / count).to(like[name].dtype) for name, total in sums.items()}
 
 
 def _decided(first: Loop, classifier: Classifier, own: Mapping[str, Tensor], config: Config, listen: Listener) -> Tuned:
