@@ -11,6 +11,7 @@ from tagsmith.errors import SettingError
 from tagsmith.evaluation.selection import selection_metric
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import Scorer, build
+from tagsmith.pipeline import train
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import StoppedError, tune
 from tagsmith.tuning.methods import copies, trainable
@@ -126,7 +127,9 @@ def test_a_soup_that_was_stopped_goes_on(at, ready, tmp_path):
     with pytest.raises(StoppedError):
         tune_soup(classifier, parts, plan, **options, stop=lambda: next(steps) >= at)
     classifier, parts = ready()
-    resumed = tune_soup(classifier, parts, plan, **options, resume=True)
+    told = []
+    resumed = tune_soup(classifier, parts, plan, **options, resume=True, listen=told.append)
+    assert sum(event.name == "step" for event in told) == 18 - at, "a member that had ended is not tuned again"
     assert_same_bits(weights_of(classifier), unstopped)
     assert (resumed.curves, resumed.average) == (whole.curves, whole.average)
 
@@ -145,3 +148,13 @@ def test_steps_of_further_members_say_their_seed(ready):
 def test_what_has_no_mean_is_refused(method):
     with pytest.raises(SettingError, match="soup"):
         require_soup(settings(method=method, soup=2))
+
+
+def test_a_training_refuses_it_before_its_first_step(toy_csv, tmp_path, quick_config):
+    told = []
+    with pytest.raises(SettingError, match="tuning.soup is 2"):
+        train(
+            toy_csv, out=tmp_path / "b", config=quick_config(tuning={"method": "lora", "soup": 2}), listen=told.append
+        )
+    assert not [event for event in told if event.name == "step"]
+    assert not (tmp_path / "b").exists()
