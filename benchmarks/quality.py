@@ -7,11 +7,13 @@ process of its own (cells.py). What the scorer found stands in docs/benchmarks/q
 with the machine and the commit: what is there is not run again, so that the table can be filled in over several days,
 and by several processes side by side.
 
+With `--peers` Hugging Face's Trainer gets the same rows, encoder and time.
+
 A set without a test file is cut anew for each seed, near duplicates together, a fifth of its rows for the scorer. With
 `--regret` each candidate of the first seed's search is taken as well, and answers the same texts: how far is the winner
 from the best of them?
 
-    python benchmarks/quality.py --seeds 3 --budget 10m --regret --write docs/benchmarks/quality.md
+    python benchmarks/quality.py --seeds 3 --budget 10m --peers --regret --write docs/benchmarks/quality.md
     python benchmarks/quality.py --kept --write docs/benchmarks/quality.md   # the page of what was found so far
 """
 
@@ -123,13 +125,9 @@ def _auto(*, data: str, seed: int, budget: str) -> dict[str, Any]:
     chosen_after = sum(timing[stage] for stage in ("data", "imports", "search", "model", "tuning"))
     found = {"answers": answers, "seconds": seconds, "winner": winner, "chosen_after": chosen_after}
     if (strange := folder / "oos_test.parquet").exists():
-        sure = {part: bundle.predict_proba(asked).max(axis=1) for part, asked in _asked(texts, strange).items()}
-        found["sure"] = {part: probs_N.round(6).tolist() for part, probs_N in sure.items()}
+        asked = {"in": texts, "out": _texts(strange)}
+        found["sure"] = {part: bundle.predict_proba(own).max(axis=1).tolist() for part, own in asked.items()}
     return found
-
-
-def _asked(texts: Sequence[str], strange: Path) -> dict[str, list[str]]:
-    return {"in": list(texts), "out": _texts(strange)}
 
 
 def _texts(path: Path) -> list[str]:
@@ -339,7 +337,7 @@ def _page(found: Mapping[str, Sequence[Mapping[str, Any]]], arguments: argparse.
         measure, aim = GOALS[name]
         values = [_spread([run[system] for run in runs]) for system in ("auto", "tfidf")]
         seconds = _spread([run["chosen_after"] for run in runs], digits=0)
-        mean, low, high = _apart(runs, is_cut=name in UNCUT)
+        mean, low, high = _apart(runs, "tfidf", "difference", is_cut=name in UNCUT)
         winners = "; ".join(dict.fromkeys(run["winner"] for run in runs))
         beside = "; ".join(
             f"{each} {_spread([run['beside'][each] for run in runs], digits=3 if each == 'oos_auroc' else 1)}"
@@ -350,11 +348,13 @@ def _page(found: Mapping[str, Sequence[Mapping[str, Any]]], arguments: argparse.
     return "\n".join([*lines, "", *_peer_lines(found), *_regret_lines(found)])
 
 
-def _apart(runs: Sequence[Mapping[str, Any]], *, is_cut: bool) -> tuple[float, float, float]:
-    """Tagsmith less TF-IDF, in points, with an interval."""
-    gains = np.array([run["auto"] - run["tfidf"] for run in runs])
+def _apart(
+    runs: Sequence[Mapping[str, Any]], rival: str, difference: str, *, is_cut: bool
+) -> tuple[float, float, float]:
+    """Tagsmith less a rival, in points, with an interval: that of `difference`, or of the cuts where there are some."""
+    gains = np.array([run["auto"] - run[rival] for run in runs])
     if not is_cut or len(gains) < 2:
-        low, high = np.mean([run["difference"] for run in runs], axis=0)
+        low, high = np.mean([run[difference] for run in runs], axis=0)
         return float(gains.mean()), low, high
     from scipy.stats import t
 
@@ -378,8 +378,7 @@ def _peer_lines(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     for name, runs in beside.items():
         if runs:
             values = [_spread([run[system] for run in runs]) for system in ("auto", "trainer")]
-            low, high = np.mean([run["trainer_difference"] for run in runs], axis=0)
-            mean = np.mean([run["auto"] - run["trainer"] for run in runs])
+            mean, low, high = _apart(runs, "trainer", "trainer_difference", is_cut=name in UNCUT)
             told = f"| {name} | {len(runs)} | {GOALS[name][0]} | {values[0]} | {values[1]} "
             lines.append(f"{told}| {mean:+.1f} ({low:+.1f} to {high:+.1f}) |")
     return [*lines, ""]

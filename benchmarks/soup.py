@@ -41,6 +41,7 @@ def _soup(*, data: str, rows: int, blocks: int, members: int, epochs: int, seed:
     from tagsmith.model.classifier import Scorer, build
     from tagsmith.tuning.learner import Part
     from tagsmith.tuning.loop import tune
+    from tagsmith.tuning.losses import held_out_loss
     from tagsmith.tuning.methods import copies, put, trainable
     from tagsmith.tuning.soup import APART
 
@@ -80,17 +81,13 @@ def _soup(*, data: str, rows: int, blocks: int, members: int, epochs: int, seed:
     for number in range(members):
         put(classifier, start)
         own = config.with_settings({"seed": seed + number * APART})
-        tune(classifier, parts, own, metric=_minus_log_loss)
+        tune(classifier, parts, own, metric=lambda truth, probs: -held_out_loss(truth, probs))
         weights.append(copies(trainable(classifier, config.tuning)))
         logits.append(answers())
         put(classifier, {name: torch.stack([each[name] for each in weights]).mean(0) for name in start})
         mean = answers()
         found.append({"alone": scored(logits[-1]), "mean": scored(mean), "answers": scored(np.mean(logits, axis=0))})
     return {"held": held, "members": found}
-
-
-def _minus_log_loss(truth: np.ndarray, probs: np.ndarray) -> float:
-    return float(np.log(np.clip(probs[np.arange(len(truth)), truth], 1e-9, 1)).mean())
 
 
 CELLS = {"soup": _soup}
