@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import time
 from functools import partial
 
@@ -95,7 +94,17 @@ def test_a_row_that_kills_its_workers_is_set_aside_and_all_others_are_labelled(
             return super().answers(texts)
 
     monkeypatch.setattr(scale_score, "Worker", Fragile)
+    hand_out, suspected = pool.Pool._hand_out, []
+
+    def watched(self, *arguments):
+        hand_out(self, *arguments)
+        in_hand = [[task.crashes for _, task in hand.tasks] for hand in self._hands]
+        suspected.extend(crashes for crashes in in_hand if any(crashes))
+
+    monkeypatch.setattr(pool.Pool, "_hand_out", watched)
     assert on_two(tmp_path / "out.csv", listen=heard.append) == 230
+    assert suspected
+    assert all(len(crashes) == 1 for crashes in suspected), "else the row beside the poisoned one may be blamed"
     found = pl.read_csv(tmp_path / "out.csv", infer_schema=False)
     assert found.select("id", "text").rows() == poisoned
     assert found.filter(pl.col("remark") == "failed")["id"].to_list() == ["33"]
@@ -173,7 +182,6 @@ def test_a_part_that_a_worker_wrote_stands_in_the_journal_with_its_hash(on_two, 
     lines = [json.loads(line) for line in (folder_of(tmp_path / "out.csv") / NAME).read_text().splitlines()]
     assert lines[0]["engine"] == "tfidf"
     assert all(set(line) == {"part", "rows", "sha256", "texts_sha256", "aside"} for line in lines[1:])
-    shutil.rmtree(folder_of(tmp_path / "out.csv"))
 
 
 # ---- who is to blame

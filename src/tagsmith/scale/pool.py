@@ -15,7 +15,7 @@ from tagsmith.scale.nodes import Need, living, room_for, workers_that_fit
 
 T = TypeVar("T")
 
-_IN_HAND = 2
+IN_HAND = 2
 """Tasks of a worker: one that it computes, and one that waits, so that it need not."""
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_WITHOUT_WORKERS = 300.0
@@ -131,21 +131,31 @@ class Pool:
             self._look_after(self._wait())
         return self._told
 
-    def run(self, more: Callable[[], T | None], submit: Callable[[Hand, T], Any]) -> Iterator[tuple[T, Any]]:
+    @property
+    def in_hand(self) -> list[Any]:
+        """The tasks that workers have, at work on them or not yet."""
+        return [task for hand in self._hands for _, task in hand.tasks]
+
+    def run(
+        self, more: Callable[[], T | None], submit: Callable[[Hand, T], Any], each: Callable[[], int] = lambda: IN_HAND
+    ) -> Iterator[tuple[T, Any]]:
         """Tasks with their results as they come, or with `Lost`; `more` gives the next task, None for none at present.
 
-        Ends when nothing is in hand and `more` has nothing left.
+        `each` says how many a worker may have at a time, from now on. Ends when nothing is in hand and `more` has
+        nothing left.
         """
         while True:
-            self._hand_out(more, submit)
+            self._hand_out(more, submit, each)
             if any(hand.node for hand in self._hands) and not any(hand.tasks for hand in self._hands):
                 return
             yield from self._look_after(self._wait())
 
-    def _hand_out(self, more: Callable[[], T | None], submit: Callable[[Hand, T], Any]) -> None:
-        for depth in range(_IN_HAND):  # everybody one, before anybody has two
+    def _hand_out(
+        self, more: Callable[[], T | None], submit: Callable[[Hand, T], Any], each: Callable[[], int]
+    ) -> None:
+        for depth in range(IN_HAND):  # everybody one, before anybody has two
             for hand in self._hands:
-                if hand.node is not None and len(hand.tasks) == depth:
+                if hand.node is not None and len(hand.tasks) == depth < each():
                     task = more()
                     if task is None:
                         return

@@ -26,7 +26,7 @@ from tagsmith.errors import SettingError
 from tagsmith.events import Event, Listener, silent
 from tagsmith.scale.cluster import connected
 from tagsmith.scale.nodes import Need, living, require_same_file, require_same_versions, require_shared
-from tagsmith.scale.pool import Lost, Pool
+from tagsmith.scale.pool import IN_HAND, Lost, Pool
 
 _BYTES_OF_A_PROCESS = 0.8e9
 _COPIES_OF_WEIGHTS = 3
@@ -201,7 +201,12 @@ def _label_all(work: Work, pool: Pool) -> None:
             return worker.call("write", labelling, folder, portion.number, portion.records)
         return worker.call("answers", portion.texts[task.start : task.end])
 
-    for task, result in pool.run(more, submit):
+    def each() -> int:
+        # The answer to a task may be lost with a worker that died of its next one right after, and the first be blamed.
+        # So nobody has a second task while there is one at which a worker died.
+        return 1 if any(task.crashes for task in (*again, *pool.in_hand)) else IN_HAND
+
+    for task, result in pool.run(more, submit, each):
         if isinstance(result, Lost):
             _tell_of_hanging(task, result, work)
             again.extendleft(reversed(_after_loss(task, result, pieces, work)))
