@@ -66,10 +66,16 @@ def _search(
     prepared: Prepared, run: Run, *, build: Build, encode: Encode, started: float, together: Together | None
 ) -> Searched:
     from tagsmith.tuning.budget import Clock, budget_of
-    from tagsmith.tuning.search import search
+    from tagsmith.tuning.search import search, within_reach
 
-    entrants = _entrants(prepared, run, build=build, encode=encode)
-    clock = Clock(budget_of(run.config, entrants), started)
+    all_of_them = _entrants(prepared, run, build=build, encode=encode)
+    clock = Clock(budget_of(run.config, all_of_them), started)
+    entrants = within_reach(all_of_them, clock)
+    for name in sorted({each.name for each in all_of_them} - {each.name for each in entrants}):
+        run.note(
+            f"The backbone '{name}' does not compete: a look at a sample of these texts would take it too much of the "
+            f"{clock.budget:.0f} s. Give it more with --budget."
+        )
     texts = {name: table.texts for name, table in prepared.splits.items() if name != "test"}
     found = search(entrants, texts, run.config, clock=clock, together=together, listen=run.listen)
     return Searched(

@@ -8,11 +8,12 @@ import torch
 from tagsmith.config import Config, ModelConfig
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
+from tagsmith.tuning import search as search_module
 from tagsmith.tuning.budget import Clock, budget_of
 from tagsmith.tuning.candidates import Candidate, chosen_of
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
-from tagsmith.tuning.search import enter, search
+from tagsmith.tuning.search import enter, search, within_reach
 from tagsmith.tuning.trials import Judged, draw_sample, try_recipe
 from tagsmith.tuning.winner import fit_to_time
 
@@ -114,6 +115,46 @@ def test_without_time_for_a_tuning_a_head_alone_is_found(compete):
     found = search(slow, texts, Config.of(QUICK), clock=Clock(60.0, 0.0, now=lambda: 0.0))
     assert {each.kind for each in found.candidates} == {"tfidf", "head"}
     assert found.recipe.applied(Config.of(AUTO)).tuning.method == "head"
+
+
+def test_a_backbone_whose_look_takes_too_much_of_the_budget_does_not_compete(toy):
+    quick, slow = replace(toy, name="quick", frozen=1e-7), replace(toy, name="slow", frozen=1e-1)
+    look = 200 * toy.tokens("train") / len(toy.parts["train"].truth) * toy.depth
+    enough = 2 * look * (slow.frozen + quick.frozen) / 0.45
+
+    def names(entrants, budget):
+        return [each.name for each in within_reach(entrants, Clock(budget, 0.0, now=lambda: 0.0))]
+
+    assert names([slow, quick], 1.01 * enough) == ["quick", "slow"]
+    assert names([slow, quick], 0.99 * enough) == ["quick"]
+    assert names([slow], 1.0) == ["slow"], "one there must be"
+
+
+def test_where_a_pass_is_dear_fewer_rows_are_looked_at(compete):
+    entrants, texts = compete("bert", counts={"train": 1400, "validation": 1000})
+    seconds = entrants[0].tokens("train") / 1400 * entrants[0].depth
+    dear = [replace(each, frozen=0.15 * 60 / (300 * seconds), step=1.0) for each in entrants]  # time for 300 rows
+    found = search(dear, texts, Config.of(AUTO), clock=Clock(60.0, 0.0, now=lambda: 0.0))
+    assert found.sample["judged"] == 150
+    assert found.sample["learnt_from"] == 150
+    dearer = [replace(each, frozen=10 * each.frozen) for each in dear]
+    found = search(dearer, texts, Config.of(AUTO), clock=Clock(60.0, 0.0, now=lambda: 0.0))
+    assert (found.sample["judged"], found.sample["learnt_from"]) == (150, 60)
+    own = found.recipe.applied(Config.of(AUTO)).tuning
+    assert own.method == "head"
+    assert own.most_rows < 1400
+    assert any(f"There is time for {own.most_rows} of 1400 training rows" in text for text in found.texts)
+
+
+def test_a_step_of_long_texts_is_timed_on_a_few_of_them(compete, monkeypatch):
+    timed = []
+    step_seconds = search_module.step_seconds
+    monkeypatch.setattr(
+        search_module, "step_seconds", lambda *args, **kw: (timed.append(args[2]), step_seconds(*args, **kw))[1]
+    )
+    monkeypatch.setattr(search_module, "TOKENS_TIMED", 100)
+    compete("bert")
+    assert 50 <= timed[0].sizes.sum() / timed[0].steps_per_epoch <= 100
 
 
 def test_what_the_clock_drops_is_said_and_not_judged(compete):

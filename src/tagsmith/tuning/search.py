@@ -70,7 +70,13 @@ SAMPLE_ROWS, SAMPLE_TOKENS = (200, 1500), 120_000
 FEW_UNTIL = 0.7
 """With a few rows of each label: a trial takes no less than the training, which is over soon."""
 
+FEWEST_JUDGED, LEAST_LEARNT = 150, 60
+"""Where one pass over the rows above takes more than its share of the budget: so few are judged and learnt from."""
+
 MOST_DEPTHS, BLOCKS_TIMED, FIRST_TUNINGS = 6, 6, 3
+
+TOKENS_TIMED = 1024
+"""Tokens of a step that is timed: of long texts fewer make a step than the training has, at the same pace."""
 
 _SPARE = 1.2
 _TOGETHER = "contrastive"
@@ -110,13 +116,15 @@ class Found:
 def enter(name: str, classifier: Classifier, parts: Mapping[str, Part], config: Config) -> Entrant:
     """A backbone that competes, its speed on this machine measured in a few batches and steps."""
     dtype = arithmetic(config.tuning.precision, device_of(classifier))
-    frozen, _ = pass_seconds(classifier, parts["train"].tokens, dtype=dtype)
+    train = parts["train"]
+    frozen, _ = pass_seconds(classifier, train.tokens, dtype=dtype)
     blocks = min(BLOCKS_TIMED, classifier.backbone.depth)
-    rows = batch_size(len(parts["train"].truth))
+    each = train.tokens.offsets[-1] / len(train.truth)
+    rows = max(1, min(batch_size(len(train.truth)), int(TOKENS_TIMED / each)))
     learning = {"method": "last_layers", "blocks": blocks, "batch_size": rows, "start": "random"}
     timed = config.with_settings({"model": {"layers": blocks}, "tuning": learning})
     plan = plan_of(cut_copy(classifier, blocks, start=0), parts, timed)
-    seconds, _ = step_seconds(classifier, parts["train"], plan, token=frozen.block)
+    seconds, _ = step_seconds(classifier, train, plan, token=frozen.block)
     tokens = plan.sizes.sum() / plan.steps_per_epoch
     each_token = frozen.block + frozen.once / classifier.backbone.depth
     return Entrant(name, classifier, parts, frozen=each_token, step=seconds / tokens / blocks)
@@ -135,7 +143,8 @@ def search(
 
     `texts` are those of each part, for TF-IDF; the test rows are not among them. `together` tries several at a time.
     """
-    sample = draw_sample(entrants[0].parts, rows=_rows_for(entrants, clock), seed=config.seed)
+    rows, enough = _rows_for(entrants, clock)
+    sample = draw_sample(entrants[0].parts, rows=rows, enough=enough, seed=config.seed)
     sample = sample.repeated(_repeats(entrants, sample, config, clock), entrants[0].parts, seed=config.seed)
     part, began = sample.of(entrants[0].parts), clock.spent
     lexical = try_lexical(sample.texts(texts), part, sample, labels=entrants[0].classifier.labels, seed=config.seed)
@@ -176,15 +185,34 @@ def search(
     )
 
 
-def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> int:
-    """How many rows candidates learn from: as many as one pass of each backbone over them may take."""
+def within_reach(entrants: Sequence[Entrant], clock: Clock) -> list[Entrant]:
+    """Those whose look at a sample fits into its share of the budget, the cheapest first; that one in any case."""
+    by_pace = sorted(entrants, key=lambda each: each.reference_pass())
+    found, seconds = by_pace[:1], _look_seconds(by_pace[0])
+    for each in by_pace[1:]:
+        seconds += _look_seconds(each)
+        if SAMPLE_ROWS[0] * seconds <= clock.left(SHARES["trials"]) / 2:
+            found.append(each)
+    return found
+
+
+def _look_seconds(entrant: Entrant) -> float:
+    """Of one row of the sample, through all blocks."""
+    train = entrant.parts["train"]
+    return train.tokens.offsets[-1] / len(train.truth) * entrant.depth * entrant.frozen
+
+
+def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> tuple[int, int]:
+    """How many rows candidates learn from, and how many judge them: as many as one pass of each backbone may take."""
     train = [each.parts["train"] for each in entrants]
-    tokens = [part.tokens.offsets[-1] / len(part.truth) for part in train]
-    seconds = sum(t * each.depth * each.frozen for t, each in zip(tokens, entrants, strict=True))
+    tokens = max(part.tokens.offsets[-1] / len(part.truth) for part in train)
     held = min(ENOUGH, sum(len(part.truth) for name, part in entrants[0].parts.items() if name in HELD_OUT))
-    most = SHARES["probes"] * clock.budget / seconds - held
+    most = SHARES["probes"] * clock.budget / sum(_look_seconds(each) for each in entrants)
     fewest, enough = SAMPLE_ROWS
-    return int(min(np.clip(most, fewest, enough), max(fewest, SAMPLE_TOKENS / max(tokens) - held)))
+    if most < fewest + held:  # not even the fewest fit beside all rows that are held out
+        judged = int(max(FEWEST_JUDGED, most - fewest))
+        return int(np.clip(most - judged, LEAST_LEARNT, fewest)), judged
+    return int(min(np.clip(most - held, fewest, enough), max(fewest, SAMPLE_TOKENS / tokens - held))), ENOUGH
 
 
 def _repeats(entrants: Sequence[Entrant], sample: Sample, config: Config, clock: Clock) -> int:
@@ -222,9 +250,10 @@ def _planned(
     """
     heads, tunings, costs, dearest = [], [], [], 0.0
     for look, recipe in (pair for turn in zip_longest(*recipes) for pair in turn if pair is not None):
-        if recipe.applied(config).tuning.method == "head":
+        method = recipe.applied(config).tuning.method
+        if method == "head":
             heads.append((look, recipe))
-        elif recipe.seconds(look.entrant, config, rows=least_rows(look.entrant), epochs=1) <= (
+        elif recipe.seconds(look.entrant, config, rows=least_rows(look.entrant, method), epochs=1) <= (
             SHARES["winner"] * clock.budget
         ):
             learning = recipe.trial_seconds(look.entrant, config, rows=sample.fitted, epochs=SHORT)

@@ -105,25 +105,25 @@ class Sample:
         return [texts[name][row] for name, rows in self.rows.items() for row in rows]
 
 
-def draw_sample(parts: Mapping[str, Part], *, rows: int, seed: int) -> Sample:
-    """At most so many training rows to learn from, and at least a thousand others to judge, where there are as many.
+def draw_sample(parts: Mapping[str, Part], *, rows: int, seed: int, enough: int = ENOUGH) -> Sample:
+    """At most so many training rows to learn from, and at least `enough` others to judge, where there are as many.
 
     Held-out rows judge first, training rows that are not learnt from fill up; groups stay on one side. Where that would
     leave few to learn from, all rows are judged in folds.
     """
     random = np.random.default_rng([seed, 5])
     train, held = parts["train"], {name: len(parts[name].truth) for name in HELD_OUT if name in parts}
-    lacking = max(0, ENOUGH - sum(held.values()))
+    lacking = max(0, enough - sum(held.values()))
     order = _by_group(train, random)
+    judging = {name: _some(count, enough, random) for name, count in held.items()}
     if len(order) - lacking >= ENOUGH:
-        judging = {name: _some(count, ENOUGH, random) for name, count in held.items()}
         extra, groups = np.sort(order[:lacking]), _groups(train)
         apart = order[~np.isin(groups[order], groups[extra])]  # the last of the judged groups may have more rows
         fit = np.sort(apart[:rows])
         chosen = {"train": np.concatenate([fit, extra]), **judging}
         count = sum(len(own) for own in chosen.values())
         return Sample(chosen, ((np.arange(len(fit)), np.arange(len(fit), count)),))
-    chosen = {"train": np.sort(order[:rows]), **{name: np.arange(count) for name, count in held.items()}}
+    chosen = {"train": np.sort(order[:rows]), **judging}
     return Sample(chosen, _cut(chosen, parts, seed=seed))
 
 

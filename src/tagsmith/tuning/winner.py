@@ -14,9 +14,9 @@ MOST_OF_A_SOUP, SOUP_SHARE, LEAST_SOUP = 3, 0.9, 2
 the trials leave time."""
 
 
-def least_rows(entrant: Entrant) -> int:
+def least_rows(entrant: Entrant, method: str) -> int:
     """Training rows that a winner learns from at least, whatever the time."""
-    return min(1000, len(entrant.parts["train"].truth))
+    return min(200 if method == "head" else 1000, len(entrant.parts["train"].truth))
 
 
 def fit_to_time(
@@ -29,17 +29,15 @@ def fit_to_time(
     own, left = recipe.applied(config).tuning, clock.left(latest([entrant])) - reserved
     if own.refit:  # the same once more, and on the validation rows too
         left /= 2 + len(entrant.parts["validation"].truth) / len(entrant.parts["train"].truth)
-    if own.method == "head":
-        return recipe, []
     wanted, told = own.epochs, []
-    fewest = wanted if "epochs" in config.tuning.model_fields_set else 1
+    fewest = wanted if own.method == "head" or "epochs" in config.tuning.model_fields_set else 1
     epochs = wanted
     while epochs > fewest and recipe.seconds(entrant, config, epochs=epochs) > left:
         epochs -= 1
-    total = len(entrant.parts["train"].truth)
+    total, least = len(entrant.parts["train"].truth), least_rows(entrant, own.method)
     rows = total
-    while rows > least_rows(entrant) and recipe.seconds(entrant, config, rows=rows, epochs=epochs) > left:
-        rows = max(least_rows(entrant), int(0.9 * rows))
+    while rows > least and recipe.seconds(entrant, config, rows=rows, epochs=epochs) > left:
+        rows = max(least, int(0.9 * rows))
     if epochs < wanted:
         told.append(f"There is time for {epochs} of {wanted} epochs.")
         recipe = recipe.with_tuning(epochs=epochs)
