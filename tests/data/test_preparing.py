@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -7,7 +8,7 @@ import pytest
 from tagsmith.config import DataConfig
 from tagsmith.data.duplicates import leak
 from tagsmith.data.earlier import Earlier
-from tagsmith.data.preparing import prepare, prepare_given
+from tagsmith.data.preparing import limit_training, prepare, prepare_given
 from tagsmith.data.readers import read
 from tagsmith.data.table import Splits, Table
 from tagsmith.errors import BundleError, DataError, SettingError
@@ -334,3 +335,15 @@ def test_an_earlier_run_that_leaked_still_has_its_leaks_counted(tmp_path):
 def test_an_earlier_bundle_without_splits_is_refused(tmp_path):
     with pytest.raises(BundleError, match=r"holds no splits\.safetensors"):
         prepare(table_of(40, 1), DataConfig(earlier=str(tmp_path)), seed=1)
+
+
+def test_a_limit_says_what_the_llm_does_not_learn_from_and_nothing_where_it_is_nothing():
+    prepared = prepare(table_of(400, 1), DataConfig(), seed=1)
+    rows = len(prepared.splits.train)
+    fewer = limit_training(prepared, 50, seed=1)
+    assert len(fewer.splits.train) == 50
+    assert len(fewer.whole_train) == rows
+    assert f"from 50 of {rows} training rows" in fewer.notes[-1]
+    train = Table.of(["one", "two", "three"], ["a", "b", "c"])
+    alone = replace(prepared, splits=replace(prepared.splits, train=train))
+    assert limit_training(alone, 2, seed=1) is alone, "of each label there is one row"

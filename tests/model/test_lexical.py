@@ -193,3 +193,9 @@ def test_it_matches_the_book_split_of_sms_spam(shared_data):
     model = fit(train["Text"].to_list(), train["Label"].cast(pl.Int64).to_numpy())
     probs = model.probabilities(test["Text"].to_list())
     assert (probs.argmax(axis=1) == test["Label"].cast(pl.Int64).to_numpy()).mean() > 0.96
+
+
+def test_many_labels_of_few_rows_bring_no_warning(recwarn):
+    texts = [f"word{i} and other{i} of kind {j}" for i in range(60) for j in range(2)]
+    fit_lexical(texts, np.repeat(np.arange(60), 2), np.arange(120), classes=60, seed=0)
+    assert not [str(each.message) for each in recwarn]

@@ -61,6 +61,8 @@ def limit_training(prepared: Prepared, most: int | None, *, seed: int) -> Prepar
     if most is None or most >= len(train):
         return prepared
     few = limited(train, most, seed=seed)
+    if len(few) == len(train):  # of each label there is one row, and none is left out
+        return prepared
     note = f"The LLM learns from {len(few)} of {len(train)} training rows (tuning.most_rows); TF-IDF from all of them."
     return replace(
         prepared,

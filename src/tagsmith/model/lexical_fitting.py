@@ -5,9 +5,10 @@ Axes: N rows, V terms of the vocabulary, C labels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -224,7 +225,7 @@ class _Logistic:
         self._classes = task.classes
         # With a fixed tolerance a larger C would stop where the smaller one ended: the gradient shrinks as C grows.
         self._model.set_params(C=c, tol=1e-3 / c)
-        self._model.fit(task.matrix[rows], task.labels[rows], sample_weight=task.weights[rows])
+        _fit(self._model, task, rows)
 
     def linear(self) -> tuple[np.ndarray, np.ndarray]:
         return _spread(self._model.coef_, self._model.intercept_, self._model.classes_, self._classes, halved=False)
@@ -244,10 +245,17 @@ class _Svm:
 
         self._classes = task.classes
         self._model = LinearSVC(C=c, random_state=self._seed, tol=1e-2)
-        self._model.fit(task.matrix[rows], task.labels[rows], sample_weight=task.weights[rows])
+        _fit(self._model, task, rows)
 
     def linear(self) -> tuple[np.ndarray, np.ndarray]:
         return _spread(self._model.coef_, self._model.intercept_, self._model.classes_, self._classes, halved=True)
+
+
+def _fit(model: Any, task: _Task, rows: np.ndarray) -> None:
+    with warnings.catch_warnings():
+        # scikit-learn takes many labels of few rows each for numbers, and says so once a fit; so it does of iterations.
+        warnings.simplefilter("ignore", UserWarning)
+        model.fit(task.matrix[rows], task.labels[rows], sample_weight=task.weights[rows])
 
 
 def _spread(

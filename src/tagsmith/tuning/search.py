@@ -188,10 +188,11 @@ def search(
 def within_reach(entrants: Sequence[Entrant], clock: Clock) -> list[Entrant]:
     """Those whose look at a sample fits into its share of the budget, the cheapest first; that one in any case."""
     by_pace = sorted(entrants, key=lambda each: each.reference_pass())
-    found, seconds = by_pace[:1], _look_seconds(by_pace[0])
+    rows = min(SAMPLE_ROWS[0], sum(len(part.truth) for part in by_pace[0].parts.values()))
+    found, seconds = by_pace[:1], rows * _look_seconds(by_pace[0])
     for each in by_pace[1:]:
-        seconds += _look_seconds(each)
-        if SAMPLE_ROWS[0] * seconds <= clock.left(SHARES["trials"]) / 2:
+        seconds += rows * _look_seconds(each)
+        if seconds <= clock.left(SHARES["trials"]) / 2:
             found.append(each)
     return found
 
