@@ -291,12 +291,26 @@ def test_a_head_alone_beats_a_tuning_only_where_all_rows_were_looked_at():
     assert chosen_of(both[:1], is_whole=False, left=1e9) == 0
 
 
-def test_a_winner_has_time_for_most_of_its_epochs_where_any_has():
+def test_a_winner_has_time_for_most_of_its_epochs_unless_it_is_far_better():
     loss_H = np.random.default_rng(0).exponential(size=500)
-    slow, quick = replace(candidate("slow", 0.5 * loss_H), seconds=100.0), candidate("quick", loss_H)
+    slow, quick = replace(candidate("slow", 0.9 * loss_H), seconds=100.0), candidate("quick", loss_H)
     assert chosen_of([slow, quick], is_whole=True, left=90.0) == 0
     assert chosen_of([slow, quick], is_whole=True, left=50.0) == 1
     assert chosen_of([slow], is_whole=True, left=50.0) == 0
+    far = replace(slow, verdict=candidate("far", 0.5 * loss_H).verdict)
+    assert chosen_of([far, quick], is_whole=True, left=50.0) == 0, "some epochs of what is far better"
+    assert chosen_of([far, quick], is_whole=True, left=20.0) == 1, "not even a quarter of them"
+
+
+def test_a_head_alone_and_what_is_cut_short_beat_a_tuning_that_is_far_worse():
+    loss_H = np.random.default_rng(0).exponential(size=500)
+    bad, head = candidate("bad", 4.0 * loss_H), candidate("head", loss_H, kind="head")
+    slow = replace(candidate("slow", 0.95 * loss_H), seconds=100.0)
+    assert chosen_of([bad, head], is_whole=False, left=50.0) == 1
+    assert chosen_of([bad, head, slow], is_whole=False, left=50.0) == 2
+    assert chosen_of([bad, head, slow], is_whole=False, left=20.0) == 1
+    near = candidate("near", 1.1 * loss_H)
+    assert chosen_of([near, head], is_whole=False, left=50.0) == 0, "it gains more from all rows than a head does"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,11 @@ from tagsmith.tuning.mixing import FEWEST_ROWS, KINDS, share_of
 from tagsmith.tuning.recipes import Recipe
 from tagsmith.tuning.trials import Judged, Sample, try_hybrid
 
-MOST_OF_IT = 0.7
-"""The share of its epochs that a winner should have time for."""
+MOST_OF_IT, LEAST_OF_IT = 0.7, 0.25
+"""The share of its epochs that a winner should have time for, and the one without which it is not worth a beginning."""
+
+FAR_BETTER = 0.85
+"""A loss this much lower says more than that there is no time for most of the epochs, or that a head alone has it."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,10 @@ def chosen_of(
     """The cheapest of those that are no worse than the best of them; never TF-IDF alone, which all bundles have beside.
 
     Those that could be trained on all rows for most of their epochs in the seconds that are `left` come first: what
-    wins a short tuning and is then cut short loses to what had its time.
+    wins a short tuning and is then cut short loses to what had its time, unless it is far better.
 
-    Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged:
-    more rows help a tuning more, and one that begins at its probe never ends worse than that.
+    Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged, or
+    it is far better: more rows help a tuning more, and one that begins at its probe never ends worse than that.
 
     `hybrid` is the kind that the user wants, where there is one. With a `few` rows of each label, what draws texts
     together by label wins unless another is better by more than a standard error: so few rows tell little, and it is
@@ -135,11 +138,13 @@ def chosen_of(
     """
     judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
     judged = [one for one in judged if one[1].hybrid == hybrid] or judged
-    judged = [one for one in judged if MOST_OF_IT * one[1].seconds <= left] or judged
+    judged = _in_time(judged, left) or judged
     highest = max((one[1].learnt for one in judged if one[1].kind != "head"), default=1.0)
     judged = [one for one in judged if one[1].kind == "head" or one[1].learnt == highest]
     tunings = [one for one in judged if one[1].kind != "head"]
-    judged = judged if is_whole or not tunings else tunings
+    if tunings and not is_whole:
+        least = FAR_BETTER * _least(tunings)
+        judged = [one for one in judged if one in tunings or one[2].loss < least]
     together = [one for one in judged if one[1].kind == "contrastive"]
     if few and together:
         first = min((verdict for _, _, verdict in together), key=lambda verdict: verdict.loss)
@@ -150,6 +155,21 @@ def chosen_of(
         (each.cost, verdict.loss, i) for i, each, verdict in judged if verdict is best or verdict.is_no_worse(best)
     ]
     return min(equal)[2]
+
+
+_Tried = tuple[int, Candidate, Judged]
+
+
+def _in_time(judged: Sequence[_Tried], left: float) -> list[_Tried]:
+    """Those with time for most of their epochs, and tunings with time for some that are far better than such ones."""
+    ready = [one for one in judged if MOST_OF_IT * one[1].seconds <= left]
+    least = FAR_BETTER * _least([one for one in ready if one[1].kind != "head"])
+    short = [one for one in judged if one not in ready and LEAST_OF_IT * one[1].seconds <= left]
+    return [*ready, *(one for one in short if one[1].kind != "head" and one[2].loss < least)]
+
+
+def _least(judged: Sequence[_Tried]) -> float:
+    return min((verdict.loss for _, _, verdict in judged), default=np.inf)
 
 
 def how_sure(winner: Candidate) -> list[str]:
