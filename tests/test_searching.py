@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from tagsmith.deployment.bundle import load
 from tagsmith.deployment.planned import planned_settings
 from tagsmith.errors import SettingError
 from tagsmith.pipeline import train
+from tagsmith.tuning import mixing
+from tagsmith.tuning import search as search_module
 from tagsmith.tuning.loop import StoppedError
+from tagsmith.tuning.trials import Judged
 
 
 def settings(folders, **tuning):
@@ -86,6 +90,56 @@ def test_a_candidate_that_is_not_there_or_no_llm_is_refused(found):
     lexical = next(each for each in candidates if each["kind"] == "tfidf")
     with pytest.raises(SettingError, match="which is no LLM"):
         planned_settings(folder, take=lexical["number"])
+
+
+def won_by(monkeypatch, **tuning):
+    """Let a search end in a tuning with these settings."""
+    search = search_module.search
+
+    def ending(*arguments, **options):
+        found = search(*arguments, **options)
+        return replace(found, recipe=found.recipe.with_tuning(hybrid="none", **tuning))
+
+    monkeypatch.setattr(search_module, "search", ending)
+    monkeypatch.setattr(mixing, "FEWEST_ROWS", 15)
+
+
+LEARNS_NOTHING = {
+    "method": "last_layers",
+    "blocks": 1,
+    "start": "random",
+    "average": "none",
+    "head_learning_rate": 1e-9,
+}
+
+
+def test_what_reads_worse_than_tfidf_when_it_has_learnt_answers_with_it(
+    make_folder, toy_rows, save_csv, tmp_path, monkeypatch
+):
+    source = save_csv(tmp_path / "rows.csv", toy_rows)
+    won_by(monkeypatch, **LEARNS_NOTHING, learning_rate=1e-9)
+    bundle = train(source, out=tmp_path / "b", config=Config.of(settings([make_folder("llama")], budget="1s")))
+    assert bundle.report["settings"]["tuning"]["hybrid"] == "average"
+    told = [note for note in bundle.report["notes"] if "worse than TF-IDF" in note]
+    assert len(told) == 1
+    assert bundle.report["test"]["accuracy"]["value"] >= bundle.report["baselines"]["tfidf"]["accuracy"]["value"]
+    again = train(source, out=tmp_path / "again", config=Config.of(planned_settings(bundle.folder)))
+    texts = [text for text, _ in toy_rows[:9]]
+    np.testing.assert_array_equal(again.predict_proba(texts), bundle.predict_proba(texts))
+
+
+def test_what_reads_no_worse_than_tfidf_and_what_the_user_wants_alone_answers_alone(
+    make_folder, toy_rows, save_csv, tmp_path, monkeypatch
+):
+    source = save_csv(tmp_path / "rows.csv", toy_rows)
+    won_by(monkeypatch, **LEARNS_NOTHING, learning_rate=1e-9)
+    alone = Config.of(settings([make_folder("llama")], hybrid="none", budget="1s"))
+    bundle = train(source, out=tmp_path / "alone", config=alone)
+    assert bundle.report["settings"]["tuning"]["hybrid"] == "none"
+    monkeypatch.setattr(Judged, "is_better", lambda self, other: False)
+    bundle = train(source, out=tmp_path / "b", config=Config.of(settings([make_folder("llama")], budget="1s")))
+    assert bundle.report["settings"]["tuning"]["hybrid"] == "none"
+    assert bundle.baseline_probabilities(["a lovely room"])["tfidf"].shape == (1, 2), "TF-IDF is kept to compare with"
 
 
 def test_a_plan_repeats_a_trial_without_optuna(make_folder, toy_rows, save_csv, tmp_path, monkeypatch):

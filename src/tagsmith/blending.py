@@ -28,14 +28,44 @@ def blend(classifier: Classifier, prepared: Prepared, result: Result, run: Run) 
     """
     from tagsmith.model.hybrid import lexical_logits
 
-    if run.config.tuning.hybrid == "none":
+    if run.config.tuning.hybrid == "none" and not _is_worse_alone(classifier, prepared, result, run):
         return
-    run.listen(Event("tuning", "hybrid", values={"kind": run.config.tuning.hybrid}))
-    result.lexical = fit_tfidf(classifier.labels, prepared, run)
+    if result.lexical is None:
+        run.listen(Event("tuning", "hybrid", values={"kind": run.config.tuning.hybrid}))
+        result.lexical = fit_tfidf(classifier.labels, prepared, run)
     result.tfidf = {name: lexical_logits(result.lexical, table.texts) for name, table in prepared.splits.items()}
     mixing, told = _fitted(classifier, prepared, result, run)
     result.mixing = mixing
     run.note(_said(mixing, result, told))
+
+
+def _is_worse_alone(classifier: Classifier, prepared: Prepared, result: Result, run: Run) -> bool:
+    """Whether a search that might have mixed the two ends in an LLM that TF-IDF beats: then they answer together.
+
+    By more than a standard error of the paired losses of the validation rows. TF-IDF is kept either way: the report
+    compares with it.
+    """
+    from tagsmith.model.hybrid import lexical_logits
+    from tagsmith.tuning.mixing import FEWEST_ROWS
+    from tagsmith.tuning.trials import judged
+
+    table = prepared.splits.validation
+    might_mix = run.searched is not None and any(each["hybrid"] != "none" for each in run.searched.candidates)
+    if not might_mix or len(table) < FEWEST_ROWS:
+        return False
+    run.listen(Event("tuning", "rival"))
+    result.lexical = fit_tfidf(classifier.labels, prepared, run)
+    truth, rows = truth_of(table, classifier.labels), np.arange(len(table))
+    llm = judged(result.logits_alone(classifier, "validation"), truth, rows)
+    tfidf = judged(lexical_logits(result.lexical, table.texts), truth, rows)
+    if not tfidf.is_better(llm):
+        return False
+    run.config = run.config.with_settings({"tuning": {"hybrid": "average"}})
+    run.note(
+        f"The tuned LLM reads the {len(table)} validation rows worse than TF-IDF (log loss {llm.loss:.4f} to "
+        f"{tfidf.loss:.4f}): the two answer together."
+    )
+    return True
 
 
 def llm_alone(

@@ -202,6 +202,9 @@ class Console:
     def _on_tuning_hybrid(self, event: Event) -> None:
         self.say("Fitting TF-IDF, to answer together with the LLM.")
 
+    def _on_tuning_rival(self, event: Event) -> None:
+        self.say("Fitting TF-IDF, to see which of the two reads better.")
+
     def _on_tuning_refit(self, event: Event) -> None:
         self.say(f"Training once more, on {event.values['rows']} rows: those of validation too.")
 
