@@ -302,6 +302,27 @@ def test_a_winner_has_time_for_most_of_its_epochs_unless_it_is_far_better():
     assert chosen_of([far, quick], is_whole=True, left=20.0) == 1, "not even a quarter of them"
 
 
+def test_a_training_is_reckoned_by_what_its_trial_took():
+    slow = replace(candidate("slow", np.ones(9)), seconds=100.0)
+    assert slow.at_pace(15.0, 10.0).seconds == 150.0
+    assert slow.at_pace(15.0, 10.0).at_pace(12.0, 10.0).seconds == pytest.approx(120.0), "the last trial counts"
+    assert slow.at_pace(90.0, 10.0).seconds == 200.0, "other work passes"
+    assert slow.at_pace(5.0, 10.0).seconds == 100.0
+    assert slow.at_pace(4.9, 1.0).seconds == 100.0, "a short one is mostly a beginning"
+
+
+def test_a_slow_trial_leaves_its_recipe_fewer_epochs(toy, make_rows):
+    config = Config.of(AUTO)
+    parts, _ = parts_of(toy.classifier, make_rows, {"train": 1400, "validation": 20})
+    recipe = Recipe("toy", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 3, "epochs": 4}})
+    entrant = replace(toy, parts=parts, step=1.25 / (3 * int(parts["train"].tokens.offsets[-1])), frozen=1e-12)
+    clock = Clock(6.0 / 0.95, 0.0, now=lambda: 0.0)
+    epochs = [
+        fit_to_time(recipe, entrant, config, clock, pace=pace)[0].applied(config).tuning.epochs for pace in (1, 2)
+    ]
+    assert epochs == [4, 2]
+
+
 def test_a_head_alone_and_what_is_cut_short_beat_a_tuning_that_is_far_worse():
     loss_H = np.random.default_rng(0).exponential(size=500)
     bad, head = candidate("bad", 4.0 * loss_H), candidate("head", loss_H, kind="head")

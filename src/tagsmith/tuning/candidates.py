@@ -19,6 +19,9 @@ from tagsmith.tuning.trials import Judged, Sample, try_hybrid
 MOST_OF_IT, LEAST_OF_IT = 0.7, 0.25
 """The share of its epochs that a winner should have time for, and the one without which it is not worth a beginning."""
 
+_SHORT, _SLOWEST = 5.0, 2.0
+"""Seconds of a trial that tells nothing of its pace, and the slowest that is believed: other work passes."""
+
 FAR_BETTER = 0.85
 """A loss this much lower says more than that there is no time for most of the epochs, or that a head alone has it."""
 
@@ -28,7 +31,8 @@ class Candidate:
     """One that was judged, or was to be: `recipe` is None for TF-IDF, `verdict` for what the clock dropped.
 
     `share` is that of the texts which the LLM is asked about, `learnt` that of the sample's rows that it learnt from;
-    `is_dropped` where the clock ended before a rung that it had reached.
+    `is_dropped` where the clock ended before a rung that it had reached. `seconds` are those of its training, by the
+    forecast and by its `pace`: how many times as long as forecast its trial took.
     """
 
     name: str
@@ -41,6 +45,12 @@ class Candidate:
     share: float = 1.0
     learnt: float = 1.0
     is_dropped: bool = False
+    pace: float = 1.0
+
+    def at_pace(self, took: float, forecast: float) -> Candidate:
+        """The same, its training reckoned by what its trial took; a short one is a beginning, and tells little."""
+        pace = float(np.clip(took / max(forecast, 1e-3), 1.0, _SLOWEST)) if took > _SHORT else self.pace
+        return replace(self, pace=pace, seconds=self.seconds / self.pace * pace)
 
     @property
     def cost(self) -> float:

@@ -172,7 +172,7 @@ def search(
     assert winner.recipe is not None
     look = next(look for look in looks if look.entrant.name == winner.recipe.backbone)
     reserved = 0.0 if asked_hybrid(config) == "none" else beside  # TF-IDF is fitted, to be mixed in or to compare
-    recipe, cut_short = fit_to_time(winner.recipe, look.entrant, config, clock, reserved=reserved)
+    recipe, cut_short = fit_to_time(winner.recipe, look.entrant, config, clock, reserved=reserved, pace=winner.pace)
     told = [why_of(candidates, chosen), *further.told, *how_sure(winner), *cut_short]
     dropped = sum(each.is_dropped for each in candidates)
     if dropped:
@@ -289,11 +289,14 @@ def _judged(
         found += ranked[rung.entrants :]
         climbing = []
         trials = [_trial(each, looks, sample, config, rung.share) for each in ranked[: rung.entrants]]
-        for each, verdict in zip(ranked, _verdicts(trials, clock, together, until=planned.until + 0.1), strict=False):
+        verdicts, began = _verdicts(trials, clock, together, until=planned.until + 0.1), clock.spent
+        for each, trial, verdict in zip(ranked, trials, verdicts, strict=False):
+            took, began = clock.spent - began, clock.spent
             if verdict is None:
                 found.append(replace(each, is_dropped=True))
                 continue
-            climbing.append(replace(each, verdict=verdict, learnt=rung.share))
+            paced = each if together is not None else each.at_pace(took, trial.seconds())
+            climbing.append(replace(paced, verdict=verdict, learnt=rung.share))
             listen(said(climbing[-1]))
     return [*found, *climbing]
 
@@ -307,6 +310,14 @@ class Trial:
     sample: Sample
     config: Config
     share: float
+
+    def seconds(self) -> float:
+        """About how long it takes, by the speeds that were measured."""
+        entrant, epochs = self.look.entrant, self.recipe.short_epochs(self.config)
+        learning = self.recipe.trial_seconds(
+            entrant, self.config, rows=round(self.share * self.sample.fitted), epochs=epochs
+        )
+        return learning + self.recipe.answer_seconds(entrant, self.config, rows=len(self.sample.judged))
 
     def judged(self) -> Judged:
         """What the judged rows say of it, here and now."""

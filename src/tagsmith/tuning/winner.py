@@ -20,13 +20,14 @@ def least_rows(entrant: Entrant, method: str) -> int:
 
 
 def fit_to_time(
-    recipe: Recipe, entrant: Entrant, config: Config, clock: Clock, *, reserved: float = 0.0
+    recipe: Recipe, entrant: Entrant, config: Config, clock: Clock, *, reserved: float = 0.0, pace: float = 1.0
 ) -> tuple[Recipe, list[str]]:
     """The winner with as many epochs as there is time for, and on fewer rows where there is not even time for one.
 
-    Epochs that the user asked for are all made. `reserved` are seconds that other work will take.
+    Epochs that the user asked for are all made. `reserved` are seconds that other work will take; `pace` is how many
+    times as long as forecast its trial took.
     """
-    own, left = recipe.applied(config).tuning, clock.left(latest([entrant])) - reserved
+    own, left = recipe.applied(config).tuning, (clock.left(latest([entrant])) - reserved) / pace
     if own.refit:  # the same once more, and on the validation rows too
         left /= 2 + len(entrant.parts["validation"].truth) / len(entrant.parts["train"].truth)
     wanted, told = own.epochs, []
