@@ -66,7 +66,8 @@ def _search(
     prepared: Prepared, run: Run, *, build: Build, encode: Encode, started: float, together: Together | None
 ) -> Searched:
     from tagsmith.tuning.budget import Clock, budget_of
-    from tagsmith.tuning.search import search, within_reach
+    from tagsmith.tuning.entering import within_reach
+    from tagsmith.tuning.search import search
 
     all_of_them = _entrants(prepared, run, build=build, encode=encode)
     clock = Clock(budget_of(run.config, all_of_them), started)
@@ -147,8 +148,8 @@ def _names(config: Config) -> list[str]:
 def _entrant(name: str, prepared: Prepared, run: Run, *, build: Build, encode: Encode) -> Entrant | None:
     """A backbone with all its blocks, ready to compete; None where its tokenizer does not know the language."""
     from tagsmith.data.token_lengths import MOST_UNKNOWN
+    from tagsmith.tuning.entering import enter
     from tagsmith.tuning.recipes import gives_depth
-    from tagsmith.tuning.search import enter
 
     layers = run.config.model.layers if gives_depth(run.config) else "all"
     model: dict[str, Any] = {"backbone": name, "layers": layers}

@@ -8,12 +8,13 @@ import torch
 from tagsmith.config import Config, ModelConfig
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
-from tagsmith.tuning import search as search_module
+from tagsmith.tuning import entering
 from tagsmith.tuning.budget import Clock, budget_of
 from tagsmith.tuning.candidates import Candidate, chosen_of
+from tagsmith.tuning.entering import enter, within_reach
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
-from tagsmith.tuning.search import enter, search, within_reach
+from tagsmith.tuning.search import search
 from tagsmith.tuning.trials import Judged, draw_sample, try_recipe
 from tagsmith.tuning.winner import fit_to_time
 
@@ -150,11 +151,11 @@ def test_where_a_pass_is_dear_fewer_rows_are_looked_at(compete):
 
 def test_a_step_of_long_texts_is_timed_on_a_few_of_them(compete, monkeypatch):
     timed = []
-    step_seconds = search_module.step_seconds
+    step_seconds = entering.step_seconds
     monkeypatch.setattr(
-        search_module, "step_seconds", lambda *args, **kw: (timed.append(args[2]), step_seconds(*args, **kw))[1]
+        entering, "step_seconds", lambda *args, **kw: (timed.append(args[2]), step_seconds(*args, **kw))[1]
     )
-    monkeypatch.setattr(search_module, "TOKENS_TIMED", 100)
+    monkeypatch.setattr(entering, "TOKENS_TIMED", 100)
     compete("bert")
     assert 50 <= timed[0].sizes.sum() / timed[0].steps_per_epoch <= 100
 

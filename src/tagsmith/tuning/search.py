@@ -18,7 +18,6 @@ import numpy as np
 from tagsmith.config import Config
 from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
-from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
 from tagsmith.tuning.budget import LATEST, SHARES, Clock, latest
 from tagsmith.tuning.candidates import (
@@ -33,27 +32,24 @@ from tagsmith.tuning.candidates import (
     said,
     why_of,
 )
-from tagsmith.tuning.depth import DepthChoice, Probed, Tried, cut_copy, shortlist
-from tagsmith.tuning.forecast import lasting, pass_seconds, step_seconds
+from tagsmith.tuning.depth import DepthChoice, Probed, Tried, shortlist
+from tagsmith.tuning.entering import rows_for
+from tagsmith.tuning.forecast import lasting
 from tagsmith.tuning.further import Bench, Further, go_on
 from tagsmith.tuning.halving import Cost, Rung, plan_ladder
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.methods import first_tuned_block
 from tagsmith.tuning.mixing import FEWEST_ROWS
-from tagsmith.tuning.plan import plan_of
 from tagsmith.tuning.recipes import (
     SHORT,
     Entrant,
     Recipe,
     are_few,
-    batch_size,
     gives_depth,
     pinned,
     recipes_of,
 )
 from tagsmith.tuning.trials import (
-    ENOUGH,
-    HELD_OUT,
     MOST_REPEATS,
     Judged,
     Sample,
@@ -64,19 +60,10 @@ from tagsmith.tuning.trials import (
 )
 from tagsmith.tuning.winner import LEAST_SOUP, fit_to_time, least_rows, leaves_no_soup
 
-SAMPLE_ROWS, SAMPLE_TOKENS = (200, 1500), 120_000
-"""Rows that candidates learn from, and tokens of all rows that are looked at: their states at all depths are kept."""
-
 FEW_UNTIL = 0.7
 """With a few rows of each label: a trial takes no less than the training, which is over soon."""
 
-FEWEST_JUDGED, LEAST_LEARNT = 150, 60
-"""Where one pass over the rows above takes more than its share of the budget: so few are judged and learnt from."""
-
-MOST_DEPTHS, BLOCKS_TIMED, FIRST_TUNINGS = 6, 6, 3
-
-TOKENS_TIMED = 1024
-"""Tokens of a step that is timed: of long texts fewer make a step than the training has, at the same pace."""
+MOST_DEPTHS, FIRST_TUNINGS = 6, 3
 
 _SPARE = 1.2
 _TOGETHER = "contrastive"
@@ -113,23 +100,6 @@ class Found:
         return [{"name": each.name, "seconds": round(each.seconds, 1)} for each in self.candidates]
 
 
-def enter(name: str, classifier: Classifier, parts: Mapping[str, Part], config: Config) -> Entrant:
-    """A backbone that competes, its speed on this machine measured in a few batches and steps."""
-    dtype = arithmetic(config.tuning.precision, device_of(classifier))
-    train = parts["train"]
-    frozen, _ = pass_seconds(classifier, train.tokens, dtype=dtype)
-    blocks = min(BLOCKS_TIMED, classifier.backbone.depth)
-    each = train.tokens.offsets[-1] / len(train.truth)
-    rows = max(1, min(batch_size(len(train.truth)), int(TOKENS_TIMED / each)))
-    learning = {"method": "last_layers", "blocks": blocks, "batch_size": rows, "start": "random"}
-    timed = config.with_settings({"model": {"layers": blocks}, "tuning": learning})
-    plan = plan_of(cut_copy(classifier, blocks, start=0), parts, timed)
-    seconds, _ = step_seconds(classifier, train, plan, token=frozen.block)
-    tokens = plan.sizes.sum() / plan.steps_per_epoch
-    each_token = frozen.block + frozen.once / classifier.backbone.depth
-    return Entrant(name, classifier, parts, frozen=each_token, step=seconds / tokens / blocks)
-
-
 def search(
     entrants: Sequence[Entrant],
     texts: Mapping[str, Sequence[str]],
@@ -143,7 +113,7 @@ def search(
 
     `texts` are those of each part, for TF-IDF; the test rows are not among them. `together` tries several at a time.
     """
-    rows, enough = _rows_for(entrants, clock)
+    rows, enough = rows_for(entrants, clock)
     sample = draw_sample(entrants[0].parts, rows=rows, enough=enough, seed=config.seed)
     sample = sample.repeated(_repeats(entrants, sample, config, clock), entrants[0].parts, seed=config.seed)
     part, began = sample.of(entrants[0].parts), clock.spent
@@ -183,37 +153,6 @@ def search(
     return Found(
         recipe, tuple(candidates), chosen, look.depths(candidates, sample, config), clock.budget, rows, tuple(told)
     )
-
-
-def within_reach(entrants: Sequence[Entrant], clock: Clock) -> list[Entrant]:
-    """Those whose look at a sample fits into its share of the budget, the cheapest first; that one in any case."""
-    by_pace = sorted(entrants, key=lambda each: each.reference_pass())
-    rows = min(SAMPLE_ROWS[0], sum(len(part.truth) for part in by_pace[0].parts.values()))
-    found, seconds = by_pace[:1], rows * _look_seconds(by_pace[0])
-    for each in by_pace[1:]:
-        seconds += rows * _look_seconds(each)
-        if seconds <= clock.left(SHARES["trials"]) / 2:
-            found.append(each)
-    return found
-
-
-def _look_seconds(entrant: Entrant) -> float:
-    """Of one row of the sample, through all blocks."""
-    train = entrant.parts["train"]
-    return train.tokens.offsets[-1] / len(train.truth) * entrant.depth * entrant.frozen
-
-
-def _rows_for(entrants: Sequence[Entrant], clock: Clock) -> tuple[int, int]:
-    """How many rows candidates learn from, and how many judge them: as many as one pass of each backbone may take."""
-    train = [each.parts["train"] for each in entrants]
-    tokens = max(part.tokens.offsets[-1] / len(part.truth) for part in train)
-    held = min(ENOUGH, sum(len(part.truth) for name, part in entrants[0].parts.items() if name in HELD_OUT))
-    most = SHARES["probes"] * clock.budget / sum(_look_seconds(each) for each in entrants)
-    fewest, enough = SAMPLE_ROWS
-    if most < fewest + held:  # not even the fewest fit beside all rows that are held out
-        judged = int(max(FEWEST_JUDGED, most - fewest))
-        return int(np.clip(most - judged, LEAST_LEARNT, fewest)), judged
-    return int(min(np.clip(most - held, fewest, enough), max(fewest, SAMPLE_TOKENS / tokens - held))), ENOUGH
 
 
 def _repeats(entrants: Sequence[Entrant], sample: Sample, config: Config, clock: Clock) -> int:
