@@ -218,8 +218,10 @@ def test_with_a_few_rows_what_draws_texts_together_wins_unless_they_speak_agains
     lucky = candidate("head", loss_H + luck_H - luck_H.mean() - 0.02, kind="head")
     assert chosen_of([together, lucky], is_whole=True, left=1e9) == 1
     assert chosen_of([together, lucky], is_whole=True, left=1e9, few=True) == 0
-    better = candidate("head", loss_H - 0.5, kind="head")
-    assert chosen_of([together, better], is_whole=True, left=1e9, few=True) == 1
+    error = luck_H.std(ddof=1) / np.sqrt(40)
+    for errors, wins in ((1.5, 0), (2.5, 1)):
+        better = candidate("head", loss_H + luck_H - luck_H.mean() - errors * error, kind="head")
+        assert chosen_of([together, better], is_whole=True, left=1e9, few=True) == wins
 
 
 # ---- Recipes

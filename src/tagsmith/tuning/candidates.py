@@ -143,8 +143,8 @@ def chosen_of(
     it is far better: more rows help a tuning more, and one that begins at its probe never ends worse than that.
 
     `hybrid` is the kind that the user wants, where there is one. With a `few` rows of each label, what draws texts
-    together by label wins unless another is better by more than a standard error: so few rows tell little, and it is
-    known to do well with them.
+    together by label wins unless another is better by more than two standard errors: so few rows tell little, the best
+    of several is often lucky, and it is known to do well with them.
     """
     judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
     judged = [one for one in judged if one[1].hybrid == hybrid] or judged
@@ -158,7 +158,7 @@ def chosen_of(
     together = [one for one in judged if one[1].kind == "contrastive"]
     if few and together:
         first = min((verdict for _, _, verdict in together), key=lambda verdict: verdict.loss)
-        if not any(verdict.is_better(first) for _, _, verdict in judged):
+        if not any(verdict.is_better(first, errors=2.0) for _, _, verdict in judged):
             judged = together
     best = min((verdict for _, _, verdict in judged), key=lambda verdict: verdict.loss)
     equal = [

@@ -191,10 +191,10 @@ class Judged:
         error = lost_H.std(ddof=1) / np.sqrt(len(lost_H)) if len(lost_H) > 1 else 0.0
         return bool(lost_H.mean() <= 0.5 * error and 100 * (other.right_H.mean() - self.right_H.mean()) <= 0.3)
 
-    def is_better(self, other: Judged) -> bool:
-        """Whether its paired losses are lower by more than their standard error."""
+    def is_better(self, other: Judged, *, errors: float = 1.0) -> bool:
+        """Whether its paired losses are lower by more than so many of their standard errors."""
         won_H = other.loss_H - self.loss_H
-        return bool(len(won_H) > 1 and won_H.mean() > won_H.std(ddof=1) / np.sqrt(len(won_H)))
+        return bool(len(won_H) > 1 and won_H.mean() > errors * won_H.std(ddof=1) / np.sqrt(len(won_H)))
 
     def as_dict(self) -> dict[str, Any]:
         """`n`, and loss and accuracy with 95 % intervals from the spread of rows."""
