@@ -21,7 +21,7 @@ from typing import Any
 KEPT = Path(__file__).parents[1] / "build" / "benchmarks"
 
 
-def cell(script: str, name: str, **arguments: Any) -> dict[str, Any]:
+def cell(script: str, name: str, /, **arguments: Any) -> dict[str, Any]:
     """What a cell of a script gives, from an earlier run where it finished, else from a process of its own."""
     script = Path(script).resolve().as_posix()
     described = json.dumps([name, arguments, machine()], sort_keys=True)

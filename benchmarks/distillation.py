@@ -242,7 +242,7 @@ def _page(
 _HEAD = """# What a student loses, and what the list brings
 
 Command: `python benchmarks/distillation.py --winners {winners} --seed {seed}`.
-Machine: {machine}, shared with other work. Date: {date}. One seed.
+Machine: {machine}. Date: {date}. One seed.
 banking77: {each} labelled rows of each of 77 labels (a tenth of them to choose by), {unlabelled} of the other
 training rows without their labels, {tests} test rows. Differences are paired, in points of accuracy, with 95 %
 intervals. Texts a second are those of the best of five passes by the reference engine in fp32; seconds are those of the
