@@ -29,6 +29,14 @@ def settings(folders, **tuning):
     return {"model": {"backbone": ",".join(map(str, folders)), **few}, "tuning": given}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cut_once():
+    """Rows are cut into folds once: nothing here asks for more, and it takes a third of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "MOST_REPEATS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def found(make_folder, toy_rows, save_csv, tmp_path_factory):
     """A bundle of a search between two tiny backbones."""

@@ -310,8 +310,8 @@ def test_a_training_is_reckoned_by_what_its_trial_took():
     assert slow.at_pace(15.0, 10.0).seconds == 150.0
     assert slow.at_pace(15.0, 10.0).at_pace(12.0, 10.0).seconds == pytest.approx(120.0), "the last trial counts"
     assert slow.at_pace(90.0, 10.0).seconds == 200.0, "other work passes"
-    assert slow.at_pace(5.0, 10.0).seconds == 100.0
-    assert slow.at_pace(4.9, 1.0).seconds == 100.0, "a short one is mostly a beginning"
+    assert slow.at_pace(11.0, 20.0).seconds == 100.0
+    assert slow.at_pace(9.9, 1.0).seconds == 100.0, "a short one is mostly a beginning"
 
 
 def test_a_slow_trial_leaves_its_recipe_fewer_epochs(toy, make_rows):

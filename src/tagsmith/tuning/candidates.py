@@ -19,7 +19,7 @@ from tagsmith.tuning.trials import Judged, Sample, try_hybrid
 MOST_OF_IT, LEAST_OF_IT = 0.7, 0.25
 """The share of its epochs that a winner should have time for, and the one without which it is not worth a beginning."""
 
-_SHORT, _SLOWEST = 5.0, 2.0
+_SHORT, _SLOWEST = 10.0, 2.0
 """Seconds of a trial that tells nothing of its pace, and the slowest that is believed: other work passes."""
 
 FAR_BETTER = 0.85
