@@ -313,17 +313,12 @@ def _gone_on(
         pairs = zip(fresh, _verdicts(trials, timed, together, until=planned.until + 0.1), strict=True)
         return [None if verdict is None else replace(each, verdict=verdict, learnt=share) for each, verdict in pairs]
 
-    def seconds(recipe: Recipe) -> float:
-        entrant, epochs = looks[recipe.backbone].entrant, recipe.short_epochs(config)
-        learning = recipe.trial_seconds(entrant, config, rows=sample.fitted, epochs=epochs)
-        return learning + recipe.answer_seconds(entrant, config, rows=len(sample.judged))
-
     bench = Bench(
         config,
         lanes=1 if together is None else together.lanes,
         left=timed.left(planned.until),
         trying=trying,
-        seconds=seconds,
+        seconds=lambda recipe: Trial(looks[recipe.backbone], recipe, sample, config, 1.0).seconds(),
         is_trainable=lambda recipe: trainings * recipe.seconds(looks[recipe.backbone].entrant, config) <= spared,
         depths={name: [depth for depth, _ in look.probes] for name, look in looks.items()},
         starts={name: list(look.states) for name, look in looks.items()},
