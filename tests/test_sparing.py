@@ -49,14 +49,14 @@ def test_damaged_rows_stay_within_bounds(bundle, tokens, rows):
     assert replace(Spare.of(bundle, None), damaged=tokens).rows(["a text"] * 3, kinds=4) == rows
 
 
-def test_bf16_answers_where_its_gate_was_passed_and_the_processor_has_it(bundle, monkeypatch):
+def test_bf16_answers_where_its_gate_was_passed_and_the_processor_is_faster_in_it(bundle, monkeypatch):
     texts = ["call me later", "you won a prize"]
     gated = replace(bundle, settings={**bundle.settings, "engines": {"torch-bf16": {"passed": True}}})
     refused = replace(bundle, settings={**bundle.settings, "engines": {"torch-bf16": {"passed": False}}})
-    monkeypatch.setattr("tagsmith.model.device.processor_has_bf16", lambda: True)
+    monkeypatch.setattr("tagsmith.model.device.bf16_is_faster", lambda: True)
     assert quick_engine(refused) is refused.engine
     quick = quick_engine(gated)
     assert quick.name == "torch-bf16"
     np.testing.assert_allclose(probabilities(quick, texts), gated.predict_proba(texts), atol=0.05)
-    monkeypatch.setattr("tagsmith.model.device.processor_has_bf16", lambda: False)
+    monkeypatch.setattr("tagsmith.model.device.bf16_is_faster", lambda: False)
     assert quick_engine(gated) is gated.engine

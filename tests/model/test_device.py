@@ -1,8 +1,17 @@
+import time
+
 import pytest
 import torch
 
 from tagsmith.errors import SettingError
-from tagsmith.model.device import arithmetic, choose_device, processor_has_bf16, put_random_states, random_states
+from tagsmith.model.device import (
+    arithmetic,
+    bf16_is_faster,
+    choose_device,
+    processor_has_bf16,
+    put_random_states,
+    random_states,
+)
 
 HERE = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -13,8 +22,42 @@ def test_the_arithmetic_is_the_one_asked_for():
     assert {name: arithmetic(name, HERE) for name in asked} == asked
 
 
-def test_by_itself_bf16_is_taken_where_the_hardware_has_it(monkeypatch):
-    assert arithmetic("auto", HERE) is (torch.bfloat16 if processor_has_bf16() else torch.float32)
+@pytest.fixture
+def fresh():
+    """No look at this machine is remembered, neither before the test nor after it."""
+    bf16_is_faster.cache_clear()
+    yield
+    bf16_is_faster.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("has_it", "slower", "taken"),
+    [
+        (True, torch.float32, True),
+        (True, torch.bfloat16, False),
+        (False, torch.float32, False),
+    ],
+)
+@pytest.mark.usefixtures("fresh")
+def test_by_itself_bf16_is_taken_where_the_processor_is_faster_in_it(has_it, slower, taken, monkeypatch):
+    def product(rows, weight):
+        time.sleep(0.004 if rows.dtype is slower else 0.001)
+
+    monkeypatch.setattr("tagsmith.model.device.processor_has_bf16", lambda: has_it)
+    monkeypatch.setattr("tagsmith.model.device.linear", product)
+    assert arithmetic("auto", HERE) is (torch.bfloat16 if taken else torch.float32)
+    assert arithmetic("bf16", HERE) is torch.bfloat16
+
+
+@pytest.mark.usefixtures("fresh")
+def test_each_look_at_a_machine_finds_the_same():
+    found = bf16_is_faster()
+    bf16_is_faster.cache_clear()
+    assert bf16_is_faster() is found
+    assert processor_has_bf16() or not found
+
+
+def test_by_itself_a_gpu_takes_bf16_where_its_hardware_has_it(monkeypatch):
     for has_it, dtype in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda has_it=has_it, **_: has_it)
         assert arithmetic("auto", GPU) is dtype

@@ -109,7 +109,7 @@ def test_gradients_do_not_depend_on_the_size_of_micro_batches(ready):
 
 @pytest.mark.parametrize(("blocks", "dtype"), [(2, torch.float32), (3, torch.bfloat16)])
 def test_few_blocks_learn_in_fp32_from_states_in_bf16(blocks, dtype, ready, monkeypatch):
-    monkeypatch.setattr("tagsmith.model.device.processor_has_bf16", lambda: True)
+    monkeypatch.setattr("tagsmith.model.device.bf16_is_faster", lambda: True)
     classifier, parts = ready()
     config = settings(method="last_layers", blocks=blocks, precision="auto")
     loop = Loop(classifier, parts, config, metric=lambda truth, probs: 0.0)

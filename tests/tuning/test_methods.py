@@ -56,7 +56,7 @@ def test_swapped_weights_come_back_after_an_error(classifier):
     ],
 )
 def test_few_blocks_step_in_fp32_on_the_cpu(settings, depth, fp32, monkeypatch):
-    monkeypatch.setattr("tagsmith.model.device.processor_has_bf16", lambda: True)
+    monkeypatch.setattr("tagsmith.model.device.bf16_is_faster", lambda: True)
     here, there = torch.device("cpu"), torch.device("mps")
     config = TuningConfig(**settings)
     assert step_arithmetic(config, depth=depth, device=here) is (torch.float32 if fp32 else torch.bfloat16)
