@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tagsmith.model.dropout import dropped
 from tagsmith.model.layout import Layout
 
 NAME = "tagsmith"
@@ -163,7 +164,7 @@ def _written_out(
         mask = torch.ones(length, longest, dtype=torch.bool, device=query.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    shares = nn.functional.dropout(scores.softmax(-1), dropout).to(value.dtype)
+    shares = dropped(scores.softmax(-1), dropout).to(value.dtype)
     attended = shares.view(texts, shared, -1, longest) @ value
     return attended.view(texts, heads, length, size).transpose(1, 2)
 

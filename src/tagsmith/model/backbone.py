@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tagsmith.errors import SettingError
 from tagsmith.model.attention import CAUSAL, EVERYTHING, Ragged, Reach, mask_of, use_attention
+from tagsmith.model.dropout import drop_quickly, dropped
 from tagsmith.model.layout import Layout
 
 Rotary = tuple[Tensor, Tensor]
@@ -208,6 +208,7 @@ def load_backbone(folder: Path, *, layers: int | None = None) -> Backbone:
     trunk.config.use_cache = False
     if hasattr(trunk, "pooler"):  # never read, and random where the folder has none: it must not reach a bundle
         trunk.pooler = None
+    drop_quickly(trunk)
     return Backbone(trunk.eval())
 
 
@@ -351,7 +352,7 @@ def _attend_to_all(
     grouped = queries.reshape(texts, shared, -1, size)  # the heads of one key stand side by side, as rows
     scores = (grouped @ keys.transpose(-1, -2)).float() * scale
     shares = scores.masked_fill(~layout.real[:, None, None], -torch.inf).softmax(-1).to(values.dtype)
-    return (F.dropout(shares, dropout) @ values).reshape(texts, -1)
+    return (dropped(shares, dropout) @ values).reshape(texts, -1)
 
 
 def _full(config: Any, i: int) -> str:
