@@ -74,8 +74,8 @@ def _search(
     entrants = within_reach(all_of_them, clock)
     for name in sorted({each.name for each in all_of_them} - {each.name for each in entrants}):
         run.note(
-            f"The backbone '{name}' does not compete: a look at a sample of these texts would take it too much of the "
-            f"{clock.budget:.0f} s. Give it more with --budget."
+            f"The backbone '{name}' does not compete: a look at a sample of these texts, or a pass over half of its "
+            f"blocks with all of them, would take too much of the {clock.budget:.0f} s. Give it more with --budget."
         )
     texts = {name: table.texts for name, table in prepared.splits.items() if name != "test"}
     found = search(entrants, texts, run.config, clock=clock, together=together, listen=run.listen)

@@ -9,7 +9,7 @@ from tagsmith.config import Config, ModelConfig
 from tagsmith.labels import Labels
 from tagsmith.model.classifier import build
 from tagsmith.tuning import entering
-from tagsmith.tuning.budget import Clock, budget_of
+from tagsmith.tuning.budget import Clock, budget_of, trials_end
 from tagsmith.tuning.candidates import Candidate, chosen_of
 from tagsmith.tuning.entering import enter, within_reach
 from tagsmith.tuning.learner import Part
@@ -133,6 +133,26 @@ def test_a_backbone_whose_look_takes_too_much_of_the_budget_does_not_compete(toy
     assert names([slow], 1.0) == ["slow"], "one there must be"
 
 
+def test_a_backbone_that_could_not_be_trained_on_all_rows_does_not_compete(toy, make_rows):
+    parts, _ = parts_of(toy.classifier, make_rows, {"train": 4000, "validation": 20})
+    quick = replace(toy, name="quick", parts=parts, frozen=1e-7)
+    slow = replace(quick, name="slow", frozen=1e-4)
+    half = slow.tokens("train") * slow.depth / 2 * slow.frozen
+    names = [
+        [each.name for each in within_reach([slow, quick], Clock(budget, 0.0, now=lambda: 0.0))]
+        for budget in (2.02 * half, 1.98 * half)
+    ]
+    assert names == [["quick", "slow"], ["quick"]]
+
+
+@pytest.mark.parametrize(
+    ("trainings", "members", "expected"),
+    [([], 1, 0.85), ([10.0, 50.0], 2, 0.65), ([200.0, 900.0], 1, 0.45), ([360.0, 900.0], 1, 0.35), ([900.0], 1, 0.3)],
+)
+def test_trials_end_by_how_long_the_training_after_them_may_take(trainings, members, expected):
+    assert trials_end(trainings, 600.0, members=members) == pytest.approx(expected)
+
+
 def test_where_a_pass_is_dear_fewer_rows_are_looked_at(compete):
     entrants, texts = compete("bert", counts={"train": 1400, "validation": 1000})
     seconds = entrants[0].tokens("train") / 1400 * entrants[0].depth
@@ -219,9 +239,12 @@ def test_with_a_few_rows_what_draws_texts_together_wins_unless_they_speak_agains
     assert chosen_of([together, lucky], is_whole=True, left=1e9) == 1
     assert chosen_of([together, lucky], is_whole=True, left=1e9, few=True) == 0
     error = luck_H.std(ddof=1) / np.sqrt(40)
-    for errors, wins in ((1.5, 0), (2.5, 1)):
+    for errors, wins in ((2.9, 0), (3.4, 1)):
         better = candidate("head", loss_H + luck_H - luck_H.mean() - errors * error, kind="head")
         assert chosen_of([together, better], is_whole=True, left=1e9, few=True) == wins
+    mixed = replace(together, hybrid="average", verdict=lucky.verdict)
+    assert chosen_of([together, mixed], is_whole=True, left=1e9, few=True) == 0, "TF-IDF of a few rows is no help"
+    assert chosen_of([together, mixed], is_whole=True, left=1e9, few=True, hybrid="average") == 1
 
 
 # ---- Recipes
@@ -339,7 +362,8 @@ def test_a_head_alone_and_what_is_cut_short_beat_a_tuning_that_is_far_worse():
 
 @pytest.mark.parametrize(
     ("left", "expected"),
-    [(1e9, {"soup": 3}), (11.5, {"soup": 2}), (8.0, {}), (3.0, {"epochs": 2}), (0.9, {"epochs": 1, "most_rows": True})],
+    [(1e9, {"soup": 3}), (11.5, {"soup": 2}), (8.0, {}), (3.0, {"epochs": 2}), (0.9, {"epochs": 1, "most_rows": True})]
+    + [(3.3, {"epochs": 3, "most_rows": True}), (1.9, {"epochs": 2, "most_rows": True}), (1.4, {"epochs": 1})],
     ids=str,
 )
 def test_the_winner_has_as_many_epochs_and_rows_as_there_is_time_for(toy, make_rows, left, expected):

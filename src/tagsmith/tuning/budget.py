@@ -15,6 +15,9 @@ SHARES = {"probes": 0.15, "trials": 0.45, "winner": 0.5}
 """Of the budget: what the passes over the sample may take, what may be over when the last trial ends, and what is kept
 for training the winner on all rows."""
 
+LEAST_TRIALS = 0.3
+"""What may be over when the last trial ends, where not even the quickest tuning has time for all of its epochs."""
+
 PASSES, LONGEST, SHORTEST = 3, 1800.0, 60.0
 """The budget where none is given: so many passes of all texts through all blocks, within these seconds."""
 
@@ -52,3 +55,14 @@ def budget_of(config: Config, entrants: Sequence[Entrant]) -> float:
 def latest(entrants: Sequence[Entrant]) -> float:
     """The share of the budget that may be over when the winner has learnt."""
     return LATEST_FEW if are_few(entrants) else LATEST
+
+
+def trials_end(trainings: Sequence[float], budget: float, *, members: int) -> float:
+    """The share of the budget that may be over when the last trial ends, by the seconds of trainings that may follow.
+
+    Where even the longest of them is over soon, `members` times, trials have more time; where not even the quickest has
+    time for all of its epochs, less.
+    """
+    longest, quickest = max(trainings, default=0.0), min(trainings, default=0.0)
+    least = float(np.clip(LATEST - quickest / budget, LEAST_TRIALS, SHARES["trials"]))
+    return max(least, 0.85 - 1.2 * members * longest / budget)

@@ -14,7 +14,7 @@ from tagsmith.model.hybrid import Hybrid
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.mixing import FEWEST_ROWS, KINDS, share_of
 from tagsmith.tuning.recipes import Recipe
-from tagsmith.tuning.trials import Judged, Sample, try_hybrid
+from tagsmith.tuning.trials import FOLDS, Judged, Sample, try_hybrid
 
 MOST_OF_IT, LEAST_OF_IT = 0.7, 0.25
 """The share of its epochs that a winner should have time for, and the one without which it is not worth a beginning."""
@@ -24,6 +24,10 @@ _SHORT, _SLOWEST = 10.0, 2.0
 
 FAR_BETTER = 0.85
 """A loss this much lower says more than that there is no time for most of the epochs, or that a head alone has it."""
+
+_SPEAK_AGAINST = 2 * (FOLDS * (1 / FOLDS + 1 / (FOLDS - 1))) ** 0.5
+"""Two standard errors of rows that folds judge: what their candidates learnt from overlaps, and the plain error, which
+takes them for independent, is too small by half (the corrected resampled t; Nadeau and Bengio 2003)."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,8 @@ def chosen_of(
     it is far better: more rows help a tuning more, and one that begins at its probe never ends worse than that.
 
     `hybrid` is the kind that the user wants, where there is one. With a `few` rows of each label, what draws texts
-    together by label wins unless another is better by more than two standard errors: so few rows tell little, the best
-    of several is often lucky, and it is known to do well with them.
+    together by label wins by itself unless another is better by more than two standard errors of rows in folds: so few
+    rows tell little, the best of several is often lucky, and it is known to do well with them.
     """
     judged = [(i, each, each.verdict) for i, each in enumerate(candidates) if each.recipe and each.verdict is not None]
     judged = [one for one in judged if one[1].hybrid == hybrid] or judged
@@ -157,9 +161,9 @@ def chosen_of(
         judged = [one for one in judged if one in tunings or one[2].loss < least]
     together = [one for one in judged if one[1].kind == "contrastive"]
     if few and together:
-        first = min((verdict for _, _, verdict in together), key=lambda verdict: verdict.loss)
-        if not any(verdict.is_better(first, errors=2.0) for _, _, verdict in judged):
-            judged = together
+        first = min(together, key=lambda one: (one[1].hybrid != "none", one[2].loss))
+        if not any(verdict.is_better(first[2], errors=_SPEAK_AGAINST) for _, _, verdict in judged):
+            judged = [first]
     best = min((verdict for _, _, verdict in judged), key=lambda verdict: verdict.loss)
     equal = [
         (each.cost, verdict.loss, i) for i, each, verdict in judged if verdict is best or verdict.is_no_worse(best)

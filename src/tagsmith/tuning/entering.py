@@ -47,13 +47,18 @@ def enter(name: str, classifier: Classifier, parts: Mapping[str, Part], config: 
 
 
 def within_reach(entrants: Sequence[Entrant], clock: Clock) -> list[Entrant]:
-    """Those whose look at a sample fits into its share of the budget, the cheapest first; that one in any case."""
+    """Those that a search has time for, the cheapest first; that one in any case.
+
+    Their looks at a sample fit into its share of the budget, and into the winner's one pass of half the blocks over
+    all training rows: what cannot even do that could not be trained either.
+    """
     by_pace = sorted(entrants, key=lambda each: each.reference_pass())
     rows = min(SAMPLE_ROWS[0], sum(len(part.truth) for part in by_pace[0].parts.values()))
     found, seconds = by_pace[:1], rows * _look_seconds(by_pace[0])
     for each in by_pace[1:]:
         seconds += rows * _look_seconds(each)
-        if seconds <= clock.left(SHARES["trials"]) / 2:
+        whole = each.tokens("train") * each.depth * each.frozen
+        if seconds <= clock.left(SHARES["trials"]) / 2 and whole / 2 <= SHARES["winner"] * clock.budget:
             found.append(each)
     return found
 

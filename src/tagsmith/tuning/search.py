@@ -19,7 +19,7 @@ from tagsmith.config import Config
 from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
 from tagsmith.model.device import arithmetic, device_of
-from tagsmith.tuning.budget import LATEST, SHARES, Clock, latest
+from tagsmith.tuning.budget import LATEST, SHARES, Clock, latest, trials_end
 from tagsmith.tuning.candidates import (
     MOST_OF_IT,
     Candidate,
@@ -188,7 +188,7 @@ def _planned(
 
     The winner must have a chance to end as well; where not one recipe fits, a head alone always does.
     """
-    heads, tunings, costs, dearest = [], [], [], 0.0
+    heads, tunings, costs, trainings = [], [], [], []
     for look, recipe in (pair for turn in zip_longest(*recipes) for pair in turn if pair is not None):
         method = recipe.applied(config).tuning.method
         if method == "head":
@@ -200,11 +200,10 @@ def _planned(
             answering = recipe.answer_seconds(look.entrant, config, rows=len(sample.judged))
             tunings.append((look, recipe))
             costs.append(Cost(learning, answering))
-            dearest = max(dearest, recipe.seconds(look.entrant, config) * (2.5 if config.tuning.refit else 1.0))
+            trainings.append(recipe.seconds(look.entrant, config) * (2.5 if config.tuning.refit else 1.0))
     few_rows = are_few([look.entrant for look, _ in tunings])
     members = 1 if few_rows or leaves_no_soup(config) else LEAST_SOUP
-    # A small table leaves more time for trials.
-    until = max(SHARES["trials"], 0.85 - 1.2 * members * dearest / clock.budget)
+    until = trials_end(trainings, clock.budget, members=members)
     if few_rows:
         # What draws texts together is tried even if the start has taken most of a short budget.
         paired = zip(tunings, costs, strict=True)

@@ -9,6 +9,9 @@ from tagsmith.tuning.budget import Clock, latest
 from tagsmith.tuning.recipes import Entrant, Recipe
 from tagsmith.tuning.soup import METHODS as SOUPS
 
+WORTH_AN_EPOCH = 1.25
+"""How many times as many rows must be read, counted in each epoch, for one epoch more to be worth leaving some out."""
+
 MOST_OF_A_SOUP, SOUP_SHARE, LEAST_SOUP = 3, 0.9, 2
 """Tunings that are averaged at most; of the time left, what they may take by the forecast; and for how many of them
 the trials leave time."""
@@ -24,8 +27,8 @@ def fit_to_time(
 ) -> tuple[Recipe, list[str]]:
     """The winner with as many epochs as there is time for, and on fewer rows where there is not even time for one.
 
-    Epochs that the user asked for are all made. `reserved` are seconds that other work will take; `pace` is how many
-    times as long as forecast its trial took.
+    An epoch more is made on most of the rows where they leave time for it. Epochs that the user asked for are all made.
+    `reserved` are seconds that other work will take; `pace` is how many times as long as forecast its trial took.
     """
     own, left = recipe.applied(config).tuning, (clock.left(latest([entrant])) - reserved) / pace
     if own.refit:  # the same once more, and on the validation rows too
@@ -36,9 +39,18 @@ def fit_to_time(
     while epochs > fewest and recipe.seconds(entrant, config, epochs=epochs) > left:
         epochs -= 1
     total, least = len(entrant.parts["train"].truth), least_rows(entrant, own.method)
+
+    def fits(rows: int, epochs: int) -> bool:
+        return recipe.seconds(entrant, config, rows=rows, epochs=epochs) <= left
+
     rows = total
-    while rows > least and recipe.seconds(entrant, config, rows=rows, epochs=epochs) > left:
+    while rows > least and not fits(rows, epochs):
         rows = max(least, int(0.9 * rows))
+    if rows == total and epochs < wanted:
+        worth = WORTH_AN_EPOCH * total * epochs / (epochs + 1)
+        most = (int(share * total) for share in np.arange(0.98, worth / total, -0.02))
+        fewer = next((rows for rows in most if fits(rows, epochs + 1)), None)
+        rows, epochs = (total, epochs) if fewer is None else (fewer, epochs + 1)
     if epochs < wanted:
         told.append(f"There is time for {epochs} of {wanted} epochs.")
         recipe = recipe.with_tuning(epochs=epochs)
