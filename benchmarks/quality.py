@@ -330,7 +330,7 @@ def _page(found: Mapping[str, Sequence[Mapping[str, Any]]], arguments: argparse.
         "Means over seeds, smallest and largest in brackets, in per cent, on the test rows of each set, whose labels",
         "no training saw; a fiftieth of the training rows is left out of training. Nothing is set but a budget, a seed",
         "and, where it is macro-F1, the measure (`evaluation.metric`), by which Tagsmith and TF-IDF decide which label",
-        "they answer. Differences are points, with the mean of the seeds' 95 % intervals (test rows resampled, paired);",
+        "they answer. Differences are points, with the mean of the seeds' 95 % intervals (rows resampled, paired);",
         "those of sets that are cut anew for each seed (sms_spam, hyperpartisan, davidson_hate) with the corrected",
         "resampled t (Nadeau and Bengio, 2003).",
         "Seconds are those until the weights were chosen, imports among them. Each run's machine, date, commit and",
