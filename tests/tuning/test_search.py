@@ -92,7 +92,8 @@ def test_the_same_search_finds_the_same(compete):
     assert one.recipe == two.recipe
 
 
-def test_with_less_time_all_learn_from_few_rows_and_the_best_from_more(compete):
+def test_with_less_time_all_learn_from_few_rows_and_the_best_from_more(compete, monkeypatch):
+    monkeypatch.setattr("tagsmith.tuning.halving.FEWEST", 1)
     config = Config.of({"tuning": AUTO["tuning"] | {"batch_size": 64, "start": "random"}})
     entrants, texts = compete("llama", counts={"train": 60, "validation": 20}, config=config)
     tokens = entrants[0].tokens("train")

@@ -209,7 +209,7 @@ def _planned(
         paired = zip(tunings, costs, strict=True)
         wanted = sum(cost.on(1.0) for (_, recipe), cost in paired if recipe.applied(config).tuning.method == _TOGETHER)
         until = max(until, FEW_UNTIL, min(LATEST, (clock.spent + _SPARE * wanted) / clock.budget))
-    ladder = plan_ladder(costs, lanes * clock.left(until))
+    ladder = plan_ladder(costs, lanes * clock.left(until), rows=sample.each)
     return _Planned(heads, [tunings[i] for i in ladder.entrants], ladder.rungs, until)
 
 
