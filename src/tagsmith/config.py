@@ -235,7 +235,7 @@ class TuningConfig(Section):
     where `--resume` otherwise asks for the same, and promises the same bits."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of frozen blocks and of products in tuning; `auto` is bf16 where the device is faster in it, fp16
-    (its gradients scaled) on a GPU that has not, else fp32. Steps of one or two blocks are fp32 on the CPU: faster."""
+    (its gradients scaled) on a GPU without bf16, else fp32. Steps of one or two blocks are fp32 on the CPU: faster."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Where tuning and its scores are computed: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is CUDA where it is there."""
     compile: bool = False
