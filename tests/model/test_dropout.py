@@ -45,6 +45,13 @@ def test_nothing_and_everything_can_be_dropped(share, expected):
     assert dropped(torch.ones(0, 3), share).shape == (0, 3)
 
 
+def test_another_device_draws_as_pytorch_does(monkeypatch):
+    asked = []
+    monkeypatch.setattr("tagsmith.model.dropout.F.dropout", lambda values, share: (asked.append(share), values)[1])
+    assert dropped(torch.ones(3, 3, device="meta"), 0.5).device.type == "meta"
+    assert asked == [0.5]
+
+
 def test_a_seed_repeats_it_and_the_next_draw_is_another():
     rows, first = torch.ones(50, 3), []
     for _ in range(2):

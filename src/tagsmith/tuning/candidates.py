@@ -27,7 +27,7 @@ FAR_BETTER = 0.85
 
 _SPEAK_AGAINST = 2 * (FOLDS * (1 / FOLDS + 1 / (FOLDS - 1))) ** 0.5
 """Two standard errors of rows that folds judge: what their candidates learnt from overlaps, and the plain error, which
-takes them for independent, is too small by half (the corrected resampled t; Nadeau and Bengio 2003)."""
+takes them for independent, should be 1.6 times as large (the corrected resampled t; Nadeau and Bengio 2003)."""
 
 
 @dataclass(frozen=True)

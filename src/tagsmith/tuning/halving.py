@@ -12,8 +12,8 @@ SHARES = (1 / 9, 1 / 3, 1.0)
 """Of the sample's rows, rung by rung; the judged rows are the same on all of them."""
 
 FEWEST = 300
-"""Rows that the lowest rung learns from at least. Fewer tell what begins well, not what ends well: after 167 of the
-emotion set a random head lost 1.06 a row, more than a head alone (0.85), and was dropped; on all rows it has won."""
+"""Rows that the lowest rung learns from at least. Fewer tell what begins well, not what ends well: after 167 rows
+of emotion a random head lost 1.06 a row, more than a head alone (0.85), and was dropped; on all rows it has won."""
 
 
 @dataclass(frozen=True)
