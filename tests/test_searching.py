@@ -9,7 +9,10 @@ from tagsmith.config import Config
 from tagsmith.deployment.bundle import load
 from tagsmith.deployment.planned import planned_settings
 from tagsmith.errors import SettingError
-from tagsmith.pipeline import train
+from tagsmith.events import silent
+from tagsmith.pipeline import prepare_rows, train
+from tagsmith.run import Run
+from tagsmith.searching import _take_measure
 from tagsmith.tuning import mixing
 from tagsmith.tuning import search as search_module
 from tagsmith.tuning.loop import StoppedError
@@ -64,6 +67,21 @@ def test_the_report_has_all_candidates_and_the_settings_of_the_winner(found):
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert run["budget"] == 60
     assert {each["name"] for each in run["candidates"]} == {each["name"] for each in candidates}
+
+
+@pytest.mark.parametrize(
+    ("rare", "given", "metric"),
+    [(4, {}, "log_loss"), (20, {}, "macro_f1"), (20, {"evaluation": {"metric": "accuracy"}}, "accuracy")],
+)
+def test_macro_f1_decides_by_itself_where_labels_are_uneven(rare, given, metric, make_rows, save_csv, tmp_path):
+    rows = [(text, label) for i, (text, label) in enumerate(make_rows(400)) if label == "praise" or i % rare == 0]
+    run = Run(Config.of({"tuning": {"method": "auto"}, **given}), silent, command="")
+    prepared = prepare_rows(save_csv(tmp_path / "rows.csv", rows), config=run.config).prepared
+    told = _take_measure(prepared, run)
+    assert run.config.evaluation.metric == metric
+    assert [note.split(":")[0] for note in told] == (["Labels are uneven"] if metric == "macro_f1" else [])
+    assert run.config.tuning.model_fields_set == {"method"}, "what was left open is the search's still"
+    assert not run.config.model.model_fields_set
 
 
 def test_nothing_of_a_search_is_left_beside_the_bundle(found):

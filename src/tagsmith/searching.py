@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tagsmith.config import Config
+from tagsmith.config import Config, merge
 from tagsmith.data.preparing import Prepared
 from tagsmith.errors import AssetError, SettingError
 from tagsmith.events import Event
@@ -25,6 +25,10 @@ Encode = Callable[["Classifier", Prepared], Mapping[str, "Part"]]
 
 ANY = "smollm2-135m-instruct-q4,minilm-l6"
 """The backbones that compete where `any` is asked for: small, and to be had without a hub."""
+
+UNEVEN = 2 / 3, 1 / 5
+"""Labels are uneven where one has so much of the rows at least, and another so much of its rows at most: accuracy says
+little then, since always answering the first is right nearly as often."""
 
 MOST_CUT = 0.05
 """Where more of the texts are longer than a backbone reads, half of each end is read instead of the start."""
@@ -52,7 +56,9 @@ def searched(
     if resume and kept.exists():
         found = Searched.read(kept)
     else:
+        told = _take_measure(prepared, run)
         found = _search(prepared, run, build=build, encode=encode, started=started, together=together)
+        found = replace(found, notes=[*told, *found.notes])
         kept.parent.mkdir(parents=True, exist_ok=True)
         found.write(kept)
     for text in found.notes:
@@ -60,6 +66,20 @@ def searched(
     run.facts["search"] = {"sample": found.sample}
     run.searched, run.config = found, Config.of(found.settings)
     return found
+
+
+def _take_measure(prepared: Prepared, run: Run) -> list[str]:
+    """Let macro F1 decide where labels are uneven and the user named no measure, and say so."""
+    shares = prepared.true_priors
+    if prepared.splits.train.multi_label or "metric" in run.config.evaluation.model_fields_set:
+        return []
+    most, least = max(shares, key=lambda name: shares[name]), min(shares, key=lambda name: shares[name])
+    if shares[most] < UNEVEN[0] or shares[least] > UNEVEN[1] * shares[most]:
+        return []
+    given = run.config.model_dump(exclude_unset=True)  # what the user left open stays open
+    run.config = Config.of(merge(given, {"evaluation": {"metric": "macro_f1"}}))
+    told = f"Labels are uneven: {shares[most]:.0%} of the rows are '{most}' and {shares[least]:.1%} '{least}'."
+    return [f"{told} So macro F1 decides, which counts each label alike; evaluation.metric takes another measure."]
 
 
 def _search(
