@@ -171,10 +171,11 @@ def _floor_lines(rounds: list[dict[str, dict[str, Any]]], each: Callable[..., st
     seconds = each(lambda c: c["floor"]["seconds"])
     rates = [f"{told[name] / 1e9:,.0f}" for name in ("bf16", "fp32", "bytes")]
     return [
-        "The floor: if nothing took time but the products of the frozen pass in bf16, those of the test rows in fp32",
-        "(both at the rate of one large product) and the memory that a step must read and write (at that of a large",
-        f"copy), 30 blocks would take {seconds} s: {told['frozen']:.1f} for the pass ({rates[0]} GFLOP/s),",
-        f"{told['test']:.1f} for the test rows ({rates[1]} GFLOP/s), {told['steps']:.1f} for the steps",
+        "The floor: if nothing took time but the products of the frozen pass in the faster arithmetic, those of the",
+        "test rows in fp32 (both at the rate of one large product) and the memory that a step must read and write",
+        f"(at that of a large copy), 30 blocks would take {seconds} s: {told['frozen']:.1f} for the pass",
+        f"(bf16 {rates[0]} GFLOP/s, 0 where there is none; fp32 {rates[1]}), {told['test']:.1f} for the test rows,",
+        f"{told['steps']:.1f} for the steps",
         f"({rates[2]} GB/s).",
         "That would be " + ", ".join(f"{ratio} times faster than {title}" for title, ratio in ratios.items()) + ".",
         "",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from tagsmith.config import PRESETS, Config, merge, parse_setting, settings_of
 from tagsmith.data.preparing import prepare
@@ -253,6 +254,21 @@ def test_resuming_a_stopped_run_gives_the_bundle_of_an_unstopped_one(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     different = [name for name in HASHED if (tmp_path / "b" / name).read_bytes() != (llama_bundle / name).read_bytes()]
     assert different == []
+
+
+def test_a_depth_that_was_found_is_in_the_bundle_and_found_again_on_resuming(toy_csv, quick_config, tmp_path):
+    config = quick_config().with_settings({"model": {"layers": "auto", "pooling": "last"}, "tuning": {"blocks": 1}})
+    whole = train(toy_csv, out=tmp_path / "whole", config=config)
+    about, weights = whole.report["model"], load_file(tmp_path / "whole" / "model.safetensors")
+    assert (
+        about["depth"]["layers"]
+        == about["layers"]
+        == 1 + max(int(name.split(".")[2]) for name in weights if ".layers." in name)
+    )
+    with pytest.raises(StoppedError):
+        train(toy_csv, out=tmp_path / "b", config=config, stop=stop_after(11))
+    train(toy_csv, out=tmp_path / "b", config=config, resume=True)
+    assert [name for name in HASHED if (tmp_path / "b" / name).read_bytes() != (whole.folder / name).read_bytes()] == []
 
 
 # ---- Evaluate

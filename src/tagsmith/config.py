@@ -111,7 +111,7 @@ class ModelConfig(Section):
     With `tuning.method = "auto"` several may compete: `A,B`, or `any` for those that are to be had everywhere."""
     layers: int | Literal["recommended", "all", "auto"] = "recommended"
     """How many blocks of the backbone are kept, from the bottom; `recommended` is the named backbone's tried depth,
-    `auto` finds one by probes and short tunings on the validation rows."""
+    `auto` finds one by probes and short tunings, on rows that they did not learn from."""
     pooling: Literal["auto", "last", "mean", "first"] = "auto"
     """Which token's state the head sees: the last real one, the mean, or the first; `auto` fits the family."""
     causal_mask: bool = True

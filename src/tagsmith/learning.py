@@ -19,6 +19,7 @@ from tagsmith.events import Event
 from tagsmith.run import FurtherSeed, Result, Run, truth_of
 
 if TYPE_CHECKING:
+    from tagsmith.model.activations import States
     from tagsmith.model.classifier import Classifier
     from tagsmith.tuning.learner import Part
     from tagsmith.tuning.loop import Tuned
@@ -52,8 +53,8 @@ def tune(
     if shares_NC is not None:
         parts["train"] = replace(parts["train"], shares=shares_NC)
     _count_tokens(classifier, prepared, run)
-    settle_depth(classifier, parts, run)
-    _forecast(classifier, parts, prepared, run, output=checkpoint.parent)
+    states = settle_depth(classifier, parts, run)
+    _forecast(classifier, parts, prepared, run, output=checkpoint.parent, is_passed=bool(states))
     learning = list(trainable(classifier, run.config.tuning))
     untuned = copies(learning)
     weights_C = None if prepared.class_weights is None else classifier.labels.in_order(prepared.class_weights)
@@ -72,6 +73,7 @@ def tune(
             checkpoint=checkpoint,
             resume=resume,
             stop=stop,
+            states=states,
             listen=run.listen,
         )
     if run.config.tuning.sharding == "fully":
@@ -97,21 +99,34 @@ def _count_padding(classifier: Classifier, parts: Mapping[str, Part], tuned: Tun
     run.listen(Event("tuning", "padding", values=run.facts["padding"]))
 
 
-def settle_depth(classifier: Classifier, parts: Mapping[str, Part], run: Run) -> None:
-    """With `model.layers = auto` the blocks above the depth that the validation rows ask for are cut off."""
-    if run.config.model.layers != "auto":
-        return
-    from tagsmith.tuning.depth import choose_depth
+def settle_depth(classifier: Classifier, parts: Mapping[str, Part], run: Run) -> dict[str, States]:
+    """With `model.layers = auto` the blocks above the depth that the judged rows ask for are cut off.
 
-    run.depth = choose_depth(classifier, parts["train"], parts["validation"], run.config, listen=run.listen)
+    Returns what enters the first block that learns, by part, where all rows have been through the blocks below it.
+    """
+    if run.config.model.layers != "auto":
+        return {}
+    from tagsmith.tuning.depth import choose_depth
+    from tagsmith.tuning.parallel import ranks_here
+
+    run.depth, states = choose_depth(classifier, parts, run.config, listen=run.listen)
     classifier.backbone.cut(run.depth.layers)
     classifier.pooling = run.depth.pooling
     tried = ", ".join(f"{each.layers} blocks {each.loss:.4f}" for each in run.depth.tunings)
     told = f"{run.depth.layers} blocks are kept, pooling {run.depth.pooling}"
-    run.note(f"{told} (validation log loss of short tunings: {tried}).")
+    run.note(f"{told} (log loss of short tunings on rows that they did not learn from: {tried}).")
+    return states if ranks_here().count == 1 else {}
 
 
-def _forecast(classifier: Classifier, parts: Mapping[str, Part], prepared: Prepared, run: Run, *, output: Path) -> None:
+def _forecast(
+    classifier: Classifier,
+    parts: Mapping[str, Part],
+    prepared: Prepared,
+    run: Run,
+    *,
+    output: Path,
+    is_passed: bool,
+) -> None:
     """Say what the run will take, and refuse a plan that will not fit; of several processes none is measured alone."""
     from tagsmith.tuning.forecast import make_forecast
     from tagsmith.tuning.parallel import ranks_here
@@ -119,7 +134,7 @@ def _forecast(classifier: Classifier, parts: Mapping[str, Part], prepared: Prepa
     if ranks_here().count > 1:
         return
     letters = int(prepared.splits.train.frame["text"].str.len_chars().sum())
-    run.forecast = make_forecast(classifier, parts, run.config, letters=letters, output=output)
+    run.forecast = make_forecast(classifier, parts, run.config, letters=letters, output=output, is_passed=is_passed)
     run.listen(run.forecast.event())
 
 

@@ -319,10 +319,10 @@ def forecast(
     classifier = build(limited, run)
     settle_long_texts(classifier, limited, run)
     parts = encode(classifier, limited)
-    settle_depth(classifier, parts, run)
+    is_passed = bool(settle_depth(classifier, parts, run))
     train = limited.splits.train.frame["text"]
     letters = int(train.str.len_chars().sum())
-    found = make_forecast(classifier, parts, run.config, letters=letters, output=Path(out))
+    found = make_forecast(classifier, parts, run.config, letters=letters, output=Path(out), is_passed=is_passed)
     rows = sum(len(table) for _, table in prepared.splits.items())
     return Foretold(
         found, rows=rows, data_s=run.seconds["data"], row_bytes=int(train.str.len_bytes().sum()) / len(train)

@@ -7,8 +7,11 @@ from tagsmith.events import listened, silent
 from tagsmith.labels import Labels
 from tagsmith.model.activations import FrozenBlocks, frozen_states, states_by_depth
 from tagsmith.model.classifier import build
-from tagsmith.tuning.depth import _better_pooling, choose_depth, cut_copy, shortlist
+from tagsmith.tuning import depth as depth_module
+from tagsmith.tuning.depth import _better_pooling, _kept, choose_depth, shortlist
 from tagsmith.tuning.learner import Part
+from tagsmith.tuning.methods import cut_copy
+from tagsmith.tuning.trials import Sample
 
 NAMES = Labels.of(["complaint", "praise"])
 TEXTS = ["a lovely room", "x", "the waiter was rude and the soup was cold", "breakfast at nine, dinner at seven"]
@@ -76,22 +79,28 @@ def test_a_cut_copy_answers_as_the_cut_backbone_and_shares_what_is_frozen(family
         assert {one is two for one, two in zip(own, other, strict=True)} == {i == 0}
 
 
+def parts_of(classifier, make_rows):
+    found = {}
+    for seed, (name, count) in enumerate({"train": 160, "validation": 60, "calibration": 30}.items()):
+        texts, labels = zip(*make_rows(count, seed=seed), strict=True)
+        found[name] = Part(classifier.encoder.encode(texts), NAMES.encode(labels))
+    return found
+
+
 @pytest.mark.parametrize("method", ["head", "last_layers", "full"])
 def test_a_depth_is_chosen_between_short_tunings_and_the_classifier_is_left_alone(
     method, tiny_folder, make_rows, heard
 ):
     classifier = classifier_of(tiny_folder)
     before = {name: weight.clone() for name, weight in classifier.named_parameters()}
-    parts = []
-    for count, seed in ((160, 0), (60, 1)):
-        texts, labels = zip(*make_rows(count, seed=seed), strict=True)
-        parts.append(Part(classifier.encoder.encode(texts), NAMES.encode(labels)))
+    parts = parts_of(classifier, make_rows)
     config = Config.of({"tuning": {"method": method, "blocks": 1, "precision": "fp32", "learning_rate": 5e-3}})
-    choice = choose_depth(classifier, *parts, config, listen=heard.append)
+    choice, _ = choose_depth(classifier, parts, config, listen=heard.append)
     assert [tried.layers for tried in choice.tunings] == [1, 2, 3]
+    assert choice.rows["validation"] == 250, "all rows of a small table are judged, in folds"
     trials = [event for event in heard if event.stage == "tuning" and event.name == "trial"]
-    steps = {(event.values["layers"], event.total) for event in trials if event.step == event.total}
-    assert steps == (set() if method == "head" else {(layers, 2 * 160 // 16) for layers in (1, 2, 3)})
+    ended = [event.values["layers"] for event in trials if event.step == event.total]
+    assert ended == ([] if method == "head" else [layers for layers in (1, 2, 3) for _ in range(3)])
     assert {(probed.layers, probed.pooling) for probed in choice.probes} == {
         (depth, how) for depth in (1, 2, 3) for how in ("last", "mean")
     }
@@ -100,24 +109,47 @@ def test_a_depth_is_chosen_between_short_tunings_and_the_classifier_is_left_alon
     best = min(choice.tunings, key=lambda tried: tried.loss)
     assert choice.cost == pytest.approx(chosen.loss - best.loss, abs=1e-6)
     assert choice.low <= choice.cost <= choice.high
-    assert choice == choose_depth(classifier, *parts, config)
+    assert choice == choose_depth(classifier, parts, config)[0]
     assert all(torch.equal(before[name], weight) for name, weight in classifier.named_parameters())
     assert classifier.backbone.depth == 3
 
 
+@pytest.mark.parametrize(("most", "is_whole"), [(160, True), (159, False)])
+def test_what_all_rows_have_been_through_is_handed_over(most, is_whole, tiny_folder, make_rows, monkeypatch):
+    monkeypatch.setattr(depth_module, "LEARNT_FROM", most)
+    classifier = classifier_of(tiny_folder)
+    parts = parts_of(classifier, make_rows)
+    config = Config.of({"tuning": {"method": "last_layers", "blocks": 1, "precision": "fp32"}})
+    choice, states = choose_depth(classifier, parts, config)
+    assert set(states) == (set(parts) if is_whole and choice.layers > 1 else set())
+    frozen = FrozenBlocks(classifier.backbone, stop=choice.layers - 1, dtype=torch.float32)
+    for name, own in states.items():
+        expected = listened(frozen_states(frozen, parts[name].tokens), silent)
+        torch.testing.assert_close(own.hidden_TD, expected.hidden_TD, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_in_an_order_of_their_own_are_handed_over_in_that_of_their_part(tiny_folder, make_rows):
+    classifier = classifier_of(tiny_folder)
+    parts = parts_of(classifier, make_rows)
+    frozen = FrozenBlocks(classifier.backbone, stop=1, dtype=torch.float32)
+    random = np.random.default_rng(0)
+    sample = Sample({name: random.permutation(len(part.truth)) for name, part in parts.items()}, ())
+    states = listened(states_by_depth(frozen, sample.of(parts).tokens, [1]), silent)[1]
+    for name, own in _kept(parts, sample, states).items():
+        expected = listened(frozen_states(frozen, parts[name].tokens), silent)
+        torch.testing.assert_close(own.hidden_TD, expected.hidden_TD, atol=1e-5, rtol=1e-5)
+
+
 def test_the_pooling_of_the_better_probe_is_taken_unless_it_was_given(tiny_folder, make_rows):
-    parts = []
     whole = classifier_of(tiny_folder)
-    for count, seed in ((160, 0), (60, 1)):
-        texts, labels = zip(*make_rows(count, seed=seed), strict=True)
-        parts.append(Part(whole.encoder.encode(texts), NAMES.encode(labels)))
+    parts = parts_of(whole, make_rows)
     tuning = {"method": "head", "precision": "fp32"}
-    free = choose_depth(whole, *parts, Config.of({"tuning": tuning}))
+    free, _ = choose_depth(whole, parts, Config.of({"tuning": tuning}))
     best = min(free.probes, key=lambda probed: probed.loss)
     assert free.pooling in (best.pooling, "last")
     for given in ("last", "mean"):
         whole.pooling = given
-        choice = choose_depth(whole, *parts, Config.of({"tuning": tuning, "model": {"pooling": given}}))
+        choice, _ = choose_depth(whole, parts, Config.of({"tuning": tuning, "model": {"pooling": given}}))
         assert choice.pooling == given
 
 

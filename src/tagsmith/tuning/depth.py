@@ -1,39 +1,37 @@
 """How many blocks a task needs: probes of every depth make a shortlist, short tunings decide.
 
 Features of a frozen backbone tell where a task is solved already, but tuning moves them, so that probes alone may
-mislead (STATISTICS.md 18). Both look at one sample of the training and validation rows, which passes the blocks once.
+mislead (STATISTICS.md 18). Both look at one sample, which passes the blocks once and is judged as the candidates of a
+search are: on a thousand rows that they did not learn from, or on all rows of a small table in folds.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from tagsmith.config import Config
 from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
-from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
+from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
 from tagsmith.model.heads import LinearHead
 from tagsmith.tuning.learner import Part
-from tagsmith.tuning.loop import tune
-from tagsmith.tuning.losses import held_out_loss, right_rows, row_losses
 from tagsmith.tuning.methods import first_tuned_block
-from tagsmith.tuning.probes import fit_probe
+from tagsmith.tuning.recipes import Recipe
+from tagsmith.tuning.trials import ENOUGH, HELD_OUT, Judged, Sample, draw_sample, try_probe, try_recipe
 
-TRAINING_TEXTS, VALIDATION_TEXTS, TOKENS = (256, 1500), 1000, 60_000
-"""A quarter of the training rows within these bounds, validation rows, and tokens of both: their states at all depths
-are kept, on disk where they are many."""
+LEARNT_FROM, FEWEST, TOKENS = 1500, 64, 60_000
+"""At most so many rows to learn from, and tokens of all rows that are looked at: their states at all depths are kept,
+on disk where they are many. Of long texts fewer rows are taken, but so many."""
 
 MOST_DEPTHS = 10
 """Depths that are probed, evenly spread, all blocks among them."""
 
-STRENGTH, EPOCHS, PATIENCE = 10.0, 2, 99
+EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -77,47 +75,63 @@ class DepthChoice:
 
 
 def choose_depth(
-    classifier: Classifier, train: Part, validation: Part, config: Config, *, listen: Listener = silent
-) -> DepthChoice:
-    """The depth at which a short tuning reads the validation rows about as well as at the best one.
+    classifier: Classifier, parts: Mapping[str, Part], config: Config, *, listen: Listener = silent
+) -> tuple[DepthChoice, dict[str, States]]:
+    """The depth at which a short tuning reads the judged rows about as well as at the best one.
 
     At least three depths are tuned, where the backbone has so many: the best by probes, one deeper, and all blocks. A
     shallower one wins where it loses at most half a standard error of the paired losses and 0.3 points of accuracy
     (STATISTICS.md 17). With `model.pooling = auto` the probes decide on the pooling too.
+
+    Where all rows of a small table have passed the blocks for this, what enters the first block that learns is handed
+    over, by part: it need not be computed again.
     """
-    train, validation = _samples(train, validation, seed=config.seed)
+    parts = {name: parts[name] for name in ("train", *HELD_OUT) if name in parts and len(parts[name].truth)}
+    sample = _sample(parts, seed=config.seed)
+    part = sample.of(parts)
     grid = _grid(_lowest(classifier, config), classifier.backbone.depth)
-    entries = {first_tuned_block(config.tuning, depth) or 0 for depth in grid} | set(grid)
+    starts = {depth: first_tuned_block(config.tuning, depth) or 0 for depth in grid}
     dtype = arithmetic(config.tuning.precision, device_of(classifier))
-    frozen = FrozenBlocks(classifier.backbone, stop=max(entries), dtype=dtype)
-    with_states = {
-        name: listened(states_by_depth(frozen, part.tokens, entries), listen)
-        for name, part in (("train", train), ("validation", validation))
+    frozen = FrozenBlocks(classifier.backbone, stop=grid[-1], dtype=dtype)
+    entries = {*grid, *(start for start in starts.values() if start)}
+    states = listened(states_by_depth(frozen, part.tokens, entries), listen)
+    probes = {
+        (depth, how): try_probe(classifier, part, states[depth], sample, layers=depth, how=how)
+        for how in dict.fromkeys((classifier.pooling, "mean"))
+        for depth in grid
     }
-    probes, losses = _probe(classifier, train, validation, with_states, grid=grid)
-    pooling = _better_pooling(losses) if config.model.pooling == "auto" else classifier.pooling
-    depths = shortlist(losses[pooling])
+    pooling, depths = _shortlisted(probes, is_open=config.model.pooling == "auto")
     listen(Event("tuning", "depths", values={"text": ", ".join(map(str, depths)), "pooling": pooling}))
-    rows = {
-        depth: _tuned(
-            classifier, depth, pooling, train, validation, with_states, config, listen=_to_trial(depth, listen)
-        )
-        for depth in depths
-    }
-    layers, cost_N = _decided(rows)
-    error = float(cost_N.std(ddof=1) / np.sqrt(len(cost_N))) if len(cost_N) > 1 else 0.0
-    return DepthChoice(
+    tried = {}
+    for depth in depths:
+        start = {"start": "probe"} if isinstance(classifier.head, LinearHead) else {}
+        short = Recipe(config.model.backbone, {"model": {"layers": depth, "pooling": pooling}, "tuning": start})
+        heard = _to_trial(depth, listen)
+        tried[depth] = try_recipe(short, classifier, part, states, sample, config, epochs=EPOCHS, listen=heard)
+    layers, cost_H = _decided(tried)
+    error = 1.96 * float(cost_H.std(ddof=1) / np.sqrt(len(cost_H))) if len(cost_H) > 1 else 0.0
+    choice = DepthChoice(
         layers=layers,
         pooling=pooling,
-        probes=tuple(probes),
-        tunings=tuple(
-            Tried(depth, float(loss_N.mean()), float(right_N.mean())) for depth, (loss_N, right_N) in rows.items()
+        probes=tuple(
+            Probed(depth, how, judged.loss, float(judged.right_H.mean())) for (depth, how), judged in probes.items()
         ),
-        rows={"train": len(train.truth), "validation": len(validation.truth)},
-        cost=float(cost_N.mean()),
-        low=float(cost_N.mean()) - 1.96 * error,
-        high=float(cost_N.mean()) + 1.96 * error,
+        tunings=tuple(Tried(depth, judged.loss, float(judged.right_H.mean())) for depth, judged in tried.items()),
+        rows={"train": sample.each, "validation": sample.count},
+        cost=float(cost_H.mean()),
+        low=float(cost_H.mean()) - error,
+        high=float(cost_H.mean()) + error,
     )
+    return choice, _kept(parts, sample, states[starts[layers]]) if starts[layers] else {}
+
+
+def _shortlisted(probes: Mapping[tuple[int, str], Judged], *, is_open: bool) -> tuple[str, list[int]]:
+    """The pooling, the first one that was probed unless that `is_open`, and the depths that are worth a tuning."""
+    losses: dict[str, dict[int, np.ndarray]] = {}
+    for (depth, how), judged in probes.items():
+        losses.setdefault(how, {})[depth] = judged.loss_H
+    pooling = _better_pooling(losses) if is_open else next(iter(losses))
+    return pooling, shortlist(losses[pooling])
 
 
 def shortlist(losses: Mapping[int, np.ndarray]) -> list[int]:
@@ -152,14 +166,11 @@ def _is_no_worse(loss_N: np.ndarray, best_N: np.ndarray) -> bool:
     return bool(lost_N.mean() <= 0.5 * lost_N.std(ddof=1) / np.sqrt(len(lost_N)))
 
 
-def _decided(rows: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray]:
-    """The least deep candidate that is no worse than the best, and its paired losses less the best one's `(N,)`."""
-    best = min(rows, key=lambda depth: rows[depth][0].mean())
-    for depth in sorted(rows):
-        lost_points = 100 * (rows[best][1].mean() - rows[depth][1].mean())
-        if depth == best or (_is_no_worse(rows[depth][0], rows[best][0]) and lost_points <= 0.3):
-            return depth, rows[depth][0] - rows[best][0]
-    raise AssertionError("the best is one of them")
+def _decided(tried: Mapping[int, Judged]) -> tuple[int, np.ndarray]:
+    """The least deep candidate that is no worse than the best, and its paired losses less the best one's `(H,)`."""
+    best = min(tried.values(), key=lambda judged: judged.loss)
+    layers = next(depth for depth in sorted(tried) if tried[depth] is best or tried[depth].is_no_worse(best))
+    return layers, tried[layers].loss_H - best.loss_H
 
 
 def _lowest(classifier: Classifier, config: Config) -> int:
@@ -167,82 +178,24 @@ def _lowest(classifier: Classifier, config: Config) -> int:
     return config.tuning.blocks if config.tuning.method == "last_layers" else 1
 
 
-def _samples(train: Part, validation: Part, *, seed: int) -> tuple[Part, Part]:
-    random = np.random.default_rng([seed, 4])
-    least, most = TRAINING_TEXTS
-    count = int(np.clip(len(train.truth) // 4, least, most))
-    parts = _drawn(train, count, random), _drawn(validation, VALIDATION_TEXTS, random)
-    tokens = sum(int(part.tokens.offsets[-1]) for part in parts)
-    if tokens <= TOKENS:
-        return parts
-    train, validation = (_drawn(part, max(64, len(part.truth) * TOKENS // tokens), random) for part in parts)
-    return train, validation
+def _sample(parts: Mapping[str, Part], *, seed: int) -> Sample:
+    held = sum(len(part.truth) for name, part in parts.items() if name in HELD_OUT)
+    train = parts["train"]
+    most = int(TOKENS * len(train.truth) / max(1, train.tokens.offsets[-1]))
+    rows = int(np.clip(most - min(held, most // 2, ENOUGH), FEWEST, LEARNT_FROM))
+    return draw_sample(parts, rows=rows, enough=max(FEWEST, min(most // 2, ENOUGH)), seed=seed)
 
 
-def _drawn(part: Part, most: int, random: np.random.Generator) -> Part:
-    if len(part.truth) <= most:
-        return part
-    rows = np.sort(random.choice(len(part.truth), size=most, replace=False))
-    return Part(part.tokens.of_texts(rows), part.truth[rows], None if part.groups is None else part.groups[rows])
-
-
-def _probe(
-    classifier: Classifier,
-    train: Part,
-    validation: Part,
-    with_states: Mapping[str, Mapping[int, States]],
-    *,
-    grid: Sequence[int],
-) -> tuple[list[Probed], dict[str, dict[int, np.ndarray]]]:
-    """What probes say of each depth, and their validation losses `(N,)` by pooling, the classifier's own first."""
-    found: list[Probed] = []
-    losses: dict[str, dict[int, np.ndarray]] = {}
-    for how in dict.fromkeys((classifier.pooling, "mean")):
-        for depth in grid:
-            cut = cut_copy(classifier, depth, start=depth)
-            cut.pooling = how
-            train_ND, validation_ND = (
-                torch.from_numpy(pool_states(cut, with_states[name][depth], start=depth))
-                for name in ("train", "validation")
-            )
-            probe = fit_probe(
-                train_ND, torch.from_numpy(train.truth), classes=len(classifier.labels), strength=STRENGTH, bias=True
-            )
-            loss_N, right_N = _losses(probe.logits(validation_ND).numpy(), validation.truth)
-            found.append(Probed(depth, how, float(loss_N.mean()), float(right_N.mean())))
-            losses.setdefault(how, {})[depth] = loss_N
-    return found, losses
-
-
-def _tuned(
-    classifier: Classifier,
-    depth: int,
-    pooling: str,
-    train: Part,
-    validation: Part,
-    with_states: Mapping[str, Mapping[int, States]],
-    config: Config,
-    *,
-    listen: Listener,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Validation losses and hits `(N,)` after a short tuning at this depth."""
-    start = first_tuned_block(config.tuning, depth)
-    candidate = cut_copy(classifier, depth, start=start)
-    candidate.pooling = pooling
-    short = {"epochs": EPOCHS, "evaluations_per_epoch": 1, "patience": PATIENCE, "average": "none"}
-    short |= {"start": "probe"} if isinstance(classifier.head, LinearHead) else {}
-    states = {name: by_depth[start] for name, by_depth in with_states.items()} if start else {}
-    tune(
-        candidate,
-        {"train": train, "validation": validation},
-        config.with_settings({"tuning": short}),
-        metric=lambda truth, probs: -held_out_loss(truth, probs),
-        states=states,
-        listen=listen,
-    )
-    if start:
-        return _losses(finish_states(candidate, states["validation"], start=start), validation.truth)
-    return _losses(Scorer(candidate).logits(validation.tokens), validation.truth)
+def _kept(parts: Mapping[str, Part], sample: Sample, states: States) -> dict[str, States]:
+    """What the sample's states say of each part, where they are those of all its rows."""
+    found, begin = {}, 0
+    for name, part in parts.items():
+        rows = sample.rows[name]
+        if len(rows) < len(part.truth):
+            return {}
+        found[name] = states.of_texts(begin + np.argsort(rows))
+        begin += len(rows)
+    return found
 
 
 def _to_trial(layers: int, listen: Listener) -> Listener:
@@ -253,21 +206,3 @@ def _to_trial(layers: int, listen: Listener) -> Listener:
             listen(replace(event, name="trial", values={"layers": layers, "loss": event.values["loss"]}))
 
     return heard
-
-
-def cut_copy(classifier: Classifier, depth: int, *, start: int | None) -> Classifier:
-    """A classifier of the lowest `depth` blocks; weights below block `start` are shared (None: none), others copied."""
-    shared: dict[int, Any] = {id(classifier.encoder): classifier.encoder}
-    if start is not None:
-        learning = [*classifier.backbone.blocks[start:depth], classifier.backbone.final_norm, classifier.head]
-        own = {id(weight) for module in learning for weight in module.parameters()}
-        shared |= {id(weight): weight for weight in classifier.parameters() if id(weight) not in own}
-    cut = copy.deepcopy(classifier, memo=shared)
-    cut.backbone.cut(depth)
-    return cut
-
-
-def _losses(logits_NC: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The loss of each row and whether it is answered right, both `(N,)`."""
-    logits, answers = torch.from_numpy(logits_NC), torch.from_numpy(truth)
-    return row_losses(logits, answers).numpy(), right_rows(logits, answers).numpy()

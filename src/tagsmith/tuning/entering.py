@@ -10,9 +10,9 @@ from tagsmith.config import Config
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
 from tagsmith.tuning.budget import SHARES, Clock
-from tagsmith.tuning.depth import cut_copy
 from tagsmith.tuning.forecast import pass_seconds, step_seconds
 from tagsmith.tuning.learner import Part
+from tagsmith.tuning.methods import cut_copy
 from tagsmith.tuning.plan import plan_of
 from tagsmith.tuning.recipes import Entrant, batch_size
 from tagsmith.tuning.trials import ENOUGH, HELD_OUT

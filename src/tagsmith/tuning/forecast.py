@@ -27,10 +27,10 @@ from tagsmith.model.activations import TOKENS_PER_BATCH, FrozenBlocks, States, f
 from tagsmith.model.beginnings import alike, computed_tokens
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import device_of, tokens_at_once
-from tagsmith.tuning.depth import cut_copy
 from tagsmith.tuning.fitting import Memory, Room, ran_out, require_fit, resident
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import Loop, state_cache
+from tagsmith.tuning.methods import cut_copy
 from tagsmith.tuning.plan import TUNED, Plan, gib, plan_of
 from tagsmith.tuning.probes import EARLY_STEPS, FOLDS, MOST_STEPS, STRENGTHS, fit_probe
 
@@ -189,6 +189,7 @@ def make_forecast(
     letters: int,
     output: Path,
     room: Room | None = None,
+    is_passed: bool = False,
 ) -> Forecast:
     """What tuning on `parts` (the four of a run) and everything after it will take.
 
@@ -196,6 +197,7 @@ def make_forecast(
         letters: of all training texts, for the time of TF-IDF.
         output: where the bundle will lie.
         room: what is free; found out when it is not given.
+        is_passed: whether all rows have been through the frozen blocks already, to choose the depth.
 
     ResourceError when it will not fit, with the settings that would.
     """
@@ -207,7 +209,7 @@ def make_forecast(
     memory = Memory(held, per_token, device.type == "cpu")
     require_fit(plan, memory, room)
     now = time.perf_counter()
-    is_known = plan.kept("train") == "cache" and _is_cached(classifier, parts["train"].tokens, plan)
+    is_known = is_passed or plan.kept("train") == "cache" and _is_cached(classifier, parts["train"].tokens, plan)
     seconds = _seconds(plan, speed, letters=letters, labels=classifier.labels, is_known=is_known)
     return Forecast(plan, seconds, memory, made_at=now, took=now - started, speed=speed)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +107,18 @@ def swapped(classifier: Classifier, weights: Mapping[str, Tensor]) -> Iterator[N
         yield
     finally:
         put(classifier, kept)
+
+
+def cut_copy(classifier: Classifier, depth: int, *, start: int | None) -> Classifier:
+    """A classifier of the lowest `depth` blocks; weights below block `start` are shared (None: none), others copied."""
+    shared: dict[int, Any] = {id(classifier.encoder): classifier.encoder}
+    if start is not None:
+        learning = [*classifier.backbone.blocks[start:depth], classifier.backbone.final_norm, classifier.head]
+        own = {id(weight) for module in learning for weight in module.parameters()}
+        shared |= {id(weight): weight for weight in classifier.parameters() if id(weight) not in own}
+    cut = copy.deepcopy(classifier, memo=shared)
+    cut.backbone.cut(depth)
+    return cut
 
 
 def copies(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

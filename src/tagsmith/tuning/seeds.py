@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from tagsmith.config import Config
 from tagsmith.events import Event, Listener, silent
+from tagsmith.model.activations import States
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import device_of
 from tagsmith.model.heads import build_head
 from tagsmith.tuning.checkpoints import drop_checkpoint
-from tagsmith.tuning.depth import cut_copy
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import Metric, StoppedError, Tuned
-from tagsmith.tuning.methods import copies, put, trainable
+from tagsmith.tuning.methods import copies, cut_copy, put, trainable
 from tagsmith.tuning.parallel import by_itself, ranks_here
 from tagsmith.tuning.soup import tune_soup
 
@@ -62,6 +62,7 @@ def tune_seeds(
     checkpoint: Path | None = None,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    states: Mapping[str, States] | None = None,
     listen: Listener = silent,
 ) -> list[SeedRun]:
     """Tune a classifier in place from `tuning.seeds` seeds, counted up from the run's; it ends as the first made it.
@@ -73,7 +74,7 @@ def tune_seeds(
         drop_checkpoint(checkpoint)
     options = {"metric": metric, "class_weights": class_weights, "checkpoint": checkpoint, "resume": resume}
     tuned_from = partial(tune_soup, parts=parts, stop=stop, **options)
-    first = tuned_from(classifier, config=config, listen=listen)
+    first = tuned_from(classifier, config=config, states=states, listen=listen)
     if config.tuning.seeds == 1:
         return [SeedRun(config.seed, first, {})]
     kept = copies(trainable(classifier, config.tuning))

@@ -25,11 +25,10 @@ from tagsmith.model.activations import States
 from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
 from tagsmith.model.hybrid import Hybrid, Mixing
 from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
-from tagsmith.tuning.depth import cut_copy
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import tune
 from tagsmith.tuning.losses import right_rows, row_losses
-from tagsmith.tuning.methods import first_tuned_block
+from tagsmith.tuning.methods import cut_copy, first_tuned_block
 from tagsmith.tuning.mixing import cross_mixed, fit_mixing
 from tagsmith.tuning.probes import fit_probe
 from tagsmith.tuning.recipes import Recipe

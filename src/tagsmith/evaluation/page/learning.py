@@ -19,8 +19,8 @@ def depth_section(report: Plain) -> Html:
     if depth is None:
         return Html("")
     told = (
-        f"{depth['layers']} blocks were chosen on {depth['rows']['validation']} validation rows, before the test rows "
-        "were opened. "
+        f"{depth['layers']} blocks were chosen on {depth['rows']['validation']} rows that the short tunings did not "
+        "learn from, before the test rows were opened. "
     ) + (
         f"The loss there is {depth['cost']:.3f} nats ({depth['low']:.3f} to {depth['high']:.3f}) above the best depth "
         "tried, which is deeper."
