@@ -40,16 +40,14 @@ def fit_to_time(
         epochs -= 1
     total, least = len(entrant.parts["train"].truth), least_rows(entrant, own.method)
 
-    def fits(rows: int, epochs: int) -> bool:
-        return recipe.seconds(entrant, config, rows=rows, epochs=epochs) <= left
+    def most_rows(epochs: int, *, at_least: float) -> int | None:
+        """The most training rows that there is time for, so many times over."""
+        able = (rows for rows in (int(0.98**i * total) for i in range(500)) if rows >= at_least)
+        return next((rows for rows in able if recipe.seconds(entrant, config, rows=rows, epochs=epochs) <= left), None)
 
-    rows = total
-    while rows > least and not fits(rows, epochs):
-        rows = max(least, int(0.9 * rows))
+    rows = most_rows(epochs, at_least=least) or least
     if rows == total and epochs < wanted:
-        worth = WORTH_AN_EPOCH * total * epochs / (epochs + 1)
-        most = (int(share * total) for share in np.arange(0.98, worth / total, -0.02))
-        fewer = next((rows for rows in most if fits(rows, epochs + 1)), None)
+        fewer = most_rows(epochs + 1, at_least=WORTH_AN_EPOCH * total * epochs / (epochs + 1))
         rows, epochs = (total, epochs) if fewer is None else (fewer, epochs + 1)
     if epochs < wanted:
         told.append(f"There is time for {epochs} of {wanted} epochs.")
