@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 from cells import answered, cell, machine
 from peers import DATA, folder_of
-from quality import _score
+from quality import score
 
 SETS = {"emotion": ("macro_f1", 8), "ag_news_10k": ("accuracy", 8), "banking77": ("accuracy", 10)}
 """Measure, and rows of each label."""
@@ -166,7 +166,7 @@ def _page(
     ]
     for (name, each), draws in found.items():
         measure, truth = SETS[name][0], test_rows(name)[1]
-        scores = np.array([[100 * _score(truth, one["answers"], measure=measure) for one in pair] for pair in draws])
+        scores = np.array([[100 * score(truth, one["answers"], measure=measure) for one in pair] for pair in draws])
         seconds = [statistics.mean(one["seconds"] for one in side) for side in zip(*draws, strict=True)]
         winners = ", ".join(dict.fromkeys(own["winner"].split(": ")[-1] for own, _ in draws))
         lines.append(

@@ -196,9 +196,9 @@ def scored(name: str, *, seed: int, budget: str, regret: bool = False, peers: bo
     measure, _ = GOALS[name]
     own, plain = run["answers"]["auto"], run["answers"]["tfidf"]
     found = {
-        "auto": 100 * _score(truth, own, measure=measure),
-        "tfidf": 100 * _score(truth, plain, measure=measure),
-        "difference": _difference(truth, own, plain, measure=measure),
+        "auto": 100 * score(truth, own, measure=measure),
+        "tfidf": 100 * score(truth, plain, measure=measure),
+        "difference": difference(truth, own, plain, measure=measure),
         "beside": _beside(truth, run),
         "rows": len(truth),
         "told": measure == "macro_f1",
@@ -210,11 +210,11 @@ def scored(name: str, *, seed: int, budget: str, regret: bool = False, peers: bo
     }
     if peers:
         answers = cell(__file__, "trainer", data=name, seed=seed, budget=budget)["answers"]
-        found["trainer"] = 100 * _score(truth, answers, measure=measure)
-        found["trainer_difference"] = _difference(truth, own, answers, measure=measure)
+        found["trainer"] = 100 * score(truth, answers, measure=measure)
+        found["trainer_difference"] = difference(truth, own, answers, measure=measure)
     if regret:
         others = cell(__file__, "taken", data=name, seed=seed, budget=budget)["answers"]
-        scores = {each: 100 * _score(truth, answers, measure=measure) for each, answers in others.items()}
+        scores = {each: 100 * score(truth, answers, measure=measure) for each, answers in others.items()}
         best = max([found["auto"], found["tfidf"], *scores.values()])
         found |= {"candidates": scores, "regret": best - found["auto"]}
     SCORED.mkdir(parents=True, exist_ok=True)
@@ -268,14 +268,14 @@ def _beside(truth: Sequence[Any], run: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _difference(truth: Sequence[Any], own: Sequence[Any], plain: Sequence[Any], *, measure: str) -> list[float]:
+def difference(truth: Sequence[Any], own: Sequence[Any], plain: Sequence[Any], *, measure: str) -> list[float]:
     """The 95 % interval of the paired difference, in points, by 1,000 resamples of the test rows."""
     random, found = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         rows = random.integers(0, len(truth), len(truth))
         drawn = ([each[i] for i in rows] for each in (truth, own, plain))
         of_truth, of_own, of_plain = drawn
-        found.append(_score(of_truth, of_own, measure=measure) - _score(of_truth, of_plain, measure=measure))
+        found.append(score(of_truth, of_own, measure=measure) - score(of_truth, of_plain, measure=measure))
     return [100 * float(end) for end in np.quantile(found, [0.025, 0.975])]
 
 
@@ -286,7 +286,8 @@ def _commit() -> str:
     return told.stdout.strip()
 
 
-def _score(truth: Sequence[Any], answers: Sequence[Any], *, measure: str) -> float:
+def score(truth: Sequence[Any], answers: Sequence[Any], *, measure: str) -> float:
+    """`accuracy`, `macro_f1`, or `f1:LABEL` of answers; macro-F1 where rows have label sets."""
     if truth and isinstance(truth[0], list):
         return _macro([set(row) for row in truth], [set(row or ()) for row in answers])
     truth = [str(label) for label in truth]

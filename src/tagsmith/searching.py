@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -186,8 +187,10 @@ def _entrant(name: str, prepared: Prepared, run: Run, *, build: Build, encode: E
     if found.cut > MOST_CUT and "long_texts" not in run.config.model.model_fields_set:
         classifier.encoder = classifier.encoder.reading("head_tail")
         settings = {"model": {"long_texts": "head_tail"}}
+    began = time.perf_counter()
     parts = {part: rows for part, rows in encode(classifier, prepared).items() if part != "test" and len(rows.truth)}
-    return replace(enter(name, classifier, parts, own.config), settings=settings)
+    entrant = enter(name, classifier, parts, own.config)
+    return replace(entrant, settings=settings, took=time.perf_counter() - began)
 
 
 def _unheard(run: Run) -> Callable[[Event], None]:

@@ -36,6 +36,7 @@ class Entrant:
     """A backbone that competes: its classifier of all blocks, the rows as its tokens, and what its work takes here.
 
     `frozen` are the seconds of a token through a block that is frozen, `step` through one that learns, there and back.
+    `took` are those of encoding its texts and timing it here, which the training of a winner begins with once more.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Entrant:
     step: float
     settings: Settings = field(default_factory=dict)
     """Settings that each of its recipes has, for what its tokenizer asks for."""
+    took: float = 0.0
 
     @property
     def depth(self) -> int:

@@ -141,7 +141,8 @@ def search(
     winner = candidates[chosen]
     assert winner.recipe is not None
     look = next(look for look in looks if look.entrant.name == winner.recipe.backbone)
-    reserved = 0.0 if asked_hybrid(config) == "none" else beside  # TF-IDF is fitted, to be mixed in or to compare
+    # Its texts are encoded and timed anew, and TF-IDF is fitted, to be mixed in or to compare.
+    reserved = look.entrant.took + (0.0 if asked_hybrid(config) == "none" else beside)
     recipe, cut_short = fit_to_time(winner.recipe, look.entrant, config, clock, reserved=reserved, pace=winner.pace)
     told = [why_of(candidates, chosen), *further.told, *how_sure(winner), *cut_short]
     dropped = sum(each.is_dropped for each in candidates)
