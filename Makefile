@@ -18,9 +18,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-# What a wheel may lack that the sources have: data files, entry points, the version.
-WHEEL_TESTS := tests/test_package.py tests/test_import_time.py tests/test_cli.py tests/test_plugins.py tests/data \
-  tests/evaluation tests/deployment/test_bundle.py tests/deployment/test_scoring.py tests/deployment/test_ui.py
+# What a wheel may lack that the sources have: modules, pages and styles, entry points, the version.
+WHEEL_TESTS := tests/test_package.py tests/test_import_time.py tests/test_cli.py tests/test_plugins.py \
+  tests/data/test_check_page.py tests/evaluation/test_page.py tests/deployment/test_bundle.py \
+  tests/deployment/test_scoring.py tests/deployment/test_ui.py
 
 test-wheel: $(VENV)/.installed-dev
 	rm -rf build dist

@@ -13,6 +13,12 @@ def test_the_tests_run_against_the_package_that_was_asked_for():
     assert Path(tagsmith.__file__).is_relative_to(wanted)
 
 
-def test_the_page_template_comes_with_the_package():
-    folder = Path(tagsmith.__file__).parent / "evaluation" / "page"
-    assert all((folder / f"page.{kind}").is_file() for kind in ("html", "css", "js"))
+def test_the_package_has_every_file_of_its_sources():
+    sources, own = Path(__file__).parents[1] / "src" / "tagsmith", Path(tagsmith.__file__).parent
+
+    def files(folder):
+        kept = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        return {path.as_posix() for path in kept if "__pycache__" not in path.parts}
+
+    assert files(own) == files(sources)
+    assert {f"evaluation/page/page.{kind}" for kind in ("html", "css", "js")} <= files(own)
