@@ -18,7 +18,6 @@ from tagsmith.events import Event, Listener, listened, silent
 from tagsmith.model.activations import FrozenBlocks, States, states_by_depth
 from tagsmith.model.classifier import Classifier
 from tagsmith.model.device import arithmetic, device_of
-from tagsmith.model.heads import LinearHead
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.methods import first_tuned_block
 from tagsmith.tuning.recipes import Recipe
@@ -79,9 +78,10 @@ def choose_depth(
 ) -> tuple[DepthChoice, dict[str, States]]:
     """The depth at which a short tuning reads the judged rows about as well as at the best one.
 
-    At least three depths are tuned, where the backbone has so many: the best by probes, one deeper, and all blocks. A
-    shallower one wins where it loses at most half a standard error of the paired losses and 0.3 points of accuracy
-    (STATISTICS.md 17). With `model.pooling = auto` the probes decide on the pooling too.
+    At least three depths are tuned, where the backbone has so many: the best by probes, one deeper, and all blocks.
+    Each begins as the training will, with a probe or a random head: one tells little of the other. A shallower depth
+    wins where it loses at most half a standard error of the paired losses and 0.3 points of accuracy (STATISTICS.md
+    17). With `model.pooling = auto` the probes decide on the pooling too.
 
     Where all rows of a small table have passed the blocks for this, what enters the first block that learns is handed
     over, by part: it need not be computed again.
@@ -104,8 +104,7 @@ def choose_depth(
     listen(Event("tuning", "depths", values={"text": ", ".join(map(str, depths)), "pooling": pooling}))
     tried = {}
     for depth in depths:
-        start = {"start": "probe"} if isinstance(classifier.head, LinearHead) else {}
-        short = Recipe(config.model.backbone, {"model": {"layers": depth, "pooling": pooling}, "tuning": start})
+        short = Recipe(config.model.backbone, {"model": {"layers": depth, "pooling": pooling}})
         heard = _to_trial(depth, listen)
         tried[depth] = try_recipe(short, classifier, part, states, sample, config, epochs=EPOCHS, listen=heard)
     layers, cost_H = _decided(tried)
