@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tagsmith import searching
+from tagsmith.building import build
 from tagsmith.config import Config
 from tagsmith.deployment.bundle import load
 from tagsmith.deployment.planned import planned_settings
 from tagsmith.errors import SettingError
 from tagsmith.events import silent
+from tagsmith.learning import encode
 from tagsmith.pipeline import prepare_rows, train
 from tagsmith.run import Run
 from tagsmith.searching import _take_measure
@@ -82,6 +85,19 @@ def test_macro_f1_decides_by_itself_where_labels_are_uneven(rare, given, metric,
     assert [note.split(":")[0] for note in told] == (["Labels are uneven"] if metric == "macro_f1" else [])
     assert run.config.tuning.model_fields_set == {"method"}, "what was left open is the search's still"
     assert not run.config.model.model_fields_set
+
+
+@pytest.mark.parametrize(("spent", "budget", "names"), [(0.0, "60s", 2), (21.0, "60s", 1), (21.0, None, 2)])
+def test_no_further_backbone_enters_when_a_third_of_a_budget_is_over(
+    spent, budget, names, make_folder, toy_csv, monkeypatch
+):
+    folders = [make_folder("bert"), make_folder("llama")]
+    run = Run(Config.of(settings(folders, budget=budget)), silent, command="")
+    prepared = prepare_rows(toy_csv, config=run.config).prepared
+    monkeypatch.setattr(searching.time, "perf_counter", lambda: spent)
+    found = searching._entrants(prepared, run, build=build, encode=encode, started=0.0)
+    assert [each.name for each in found] == [str(folder) for folder in folders][:names]
+    assert ["a third of the 60 s" in note for note in run.notes] == [True] * (2 - names)
 
 
 def test_nothing_of_a_search_is_left_beside_the_bundle(found):

@@ -14,7 +14,7 @@ from tagsmith.tuning.candidates import Candidate, chosen_of
 from tagsmith.tuning.entering import enter, within_reach
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
-from tagsmith.tuning.search import search
+from tagsmith.tuning.search import _Look, search
 from tagsmith.tuning.trials import Judged, draw_sample, try_recipe
 from tagsmith.tuning.winner import fit_to_time
 
@@ -166,6 +166,7 @@ def test_where_a_pass_is_dear_fewer_rows_are_looked_at(compete):
     assert (found.sample["judged"], found.sample["learnt_from"]) == (150, 60)
     own = found.recipe.applied(Config.of(AUTO)).tuning
     assert own.method == "head"
+    assert found.recipe.applied(Config.of(AUTO)).model.layers == 1, "not even one block has time for all held-out rows"
     assert own.most_rows < 1400
     assert any(f"There is time for {own.most_rows} of 1400 training rows" in text for text in found.texts)
 
@@ -195,6 +196,20 @@ def test_what_the_clock_drops_is_said_and_not_judged(compete):
     assert all(each.kind != "head" for each in dropped)
     assert any(f"{len(dropped)} of" in text and "dropped" in text for text in found.texts)
     assert [each["validation"] for each in found.as_dicts()][-1] is None
+
+
+def test_the_head_that_competes_is_the_best_that_there_is_time_for(toy):
+    probes = {
+        (depth, "last"): candidate("", np.full(4, loss)).verdict for depth, loss in ((1, 0.9), (2, 0.4), (3, 0.5))
+    }
+    look = _Look(toy, None, {}, probes)
+    seconds = {
+        depth: Recipe("toy", {"model": {"layers": depth}, "tuning": {"method": "head"}}).seconds(toy, Config.of(AUTO))
+        for depth in (1, 2, 3)
+    }
+    chosen = [look._best_head(Config.of(AUTO), 1.01 * seconds[depth])[0] for depth in (3, 2, 1)]
+    assert chosen == [2, 2, 1]
+    assert look._best_head(Config.of(AUTO), 0.5 * seconds[1])[0] == 1
 
 
 # ---- Hybrids

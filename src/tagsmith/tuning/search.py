@@ -124,7 +124,8 @@ def search(
     by_pace = sorted(entrants, key=lambda each: each.reference_pass())
     looks = [_Look.at(each, sample, config, listen=listen) for each in by_pace]
     lanes = 1 if together is None else together.lanes
-    planned = _planned([look.recipes(config) for look in looks], sample, config, clock, lanes=lanes)
+    recipes = [look.recipes(config, seconds=SHARES["winner"] * clock.budget) for look in looks]
+    planned = _planned(recipes, sample, config, clock, lanes=lanes)
     listen(Event("tuning", "search", values={"text": _announced(planned, sample, clock, config)}))
     candidates += _judged(planned, sample, config, clock, together, listen=listen)
     further = _gone_on(candidates, planned, sample, config, clock, together, listen=listen)
@@ -379,16 +380,27 @@ class _Look:
                 look.probes[depth, how] = judged
         return look
 
-    def recipes(self, config: Config) -> list[tuple[_Look, Recipe]]:
+    def recipes(self, config: Config, *, seconds: float) -> list[tuple[_Look, Recipe]]:
+        """What is worth trying, where a winner has so many `seconds`."""
         own = {
             depth: judged.loss_H
             for (depth, how), judged in self.probes.items()
             if how == self.entrant.classifier.pooling
         }
-        best = min(self.probes, key=lambda key: self.probes[key].loss)
+        best = self._best_head(config, seconds)
         depths = shortlist(own) if len(own) > 1 else list(own)
         found = recipes_of(self.entrant, config, depths=depths, head=best)
         return [(self, recipe) for recipe in found]
+
+    def _best_head(self, config: Config, seconds: float) -> tuple[int, str]:
+        """Depth and pooling of the best probe that there is time for on all held-out rows, else of the least deep."""
+
+        def needed(depth: int) -> float:
+            head = Recipe(self.entrant.name, {"model": {"layers": depth}, "tuning": {"method": "head"}})
+            return head.seconds(self.entrant, config, rows=least_rows(self.entrant, "head"))
+
+        able = [(depth, how) for depth, how in self.probes if needed(depth) <= seconds] or [min(self.probes)]
+        return min(able, key=lambda key: self.probes[key].loss)
 
     def judge(self, recipe: Recipe, sample: Sample, config: Config, *, share: float = 1.0) -> Judged:
         own = recipe.applied(config)
