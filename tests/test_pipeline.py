@@ -256,7 +256,10 @@ def test_resuming_a_stopped_run_gives_the_bundle_of_an_unstopped_one(
     assert different == []
 
 
-def test_a_depth_that_was_found_is_in_the_bundle_and_found_again_on_resuming(toy_csv, quick_config, tmp_path):
+def test_a_depth_that_was_found_is_in_the_bundle_and_found_again_on_resuming(
+    toy_csv, quick_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tagsmith.tuning.depth.shortlist", lambda losses: [2, 3])  # so that something is frozen
     config = quick_config().with_settings({"model": {"layers": "auto", "pooling": "last"}, "tuning": {"blocks": 1}})
     whole = train(toy_csv, out=tmp_path / "whole", config=config)
     about, weights = whole.report["model"], load_file(tmp_path / "whole" / "model.safetensors")
@@ -265,6 +268,7 @@ def test_a_depth_that_was_found_is_in_the_bundle_and_found_again_on_resuming(toy
         == about["layers"]
         == 1 + max(int(name.split(".")[2]) for name in weights if ".layers." in name)
     )
+    assert "the depth was chosen by them: they are kept for this run only" in whole.report["forecast"]["states"]["text"]
     with pytest.raises(StoppedError):
         train(toy_csv, out=tmp_path / "b", config=config, stop=stop_after(11))
     train(toy_csv, out=tmp_path / "b", config=config, resume=True)

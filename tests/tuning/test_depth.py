@@ -114,6 +114,15 @@ def test_a_depth_is_chosen_between_short_tunings_and_the_classifier_is_left_alon
     assert classifier.backbone.depth == 3
 
 
+def test_short_tunings_begin_as_the_training_will(tiny_folder, make_rows):
+    classifier = classifier_of(tiny_folder)
+    parts, tried = parts_of(classifier, make_rows), {}
+    for start in ("random", "probe"):
+        tuning = {"method": "last_layers", "blocks": 1, "precision": "fp32", "start": start}
+        tried[start] = [each.loss for each in choose_depth(classifier, parts, Config.of({"tuning": tuning}))[0].tunings]
+    assert np.abs(np.subtract(tried["random"], tried["probe"])).min() > 1e-3
+
+
 @pytest.mark.parametrize(("most", "is_whole"), [(160, True), (159, False)])
 def test_what_all_rows_have_been_through_is_handed_over(most, is_whole, tiny_folder, make_rows, monkeypatch):
     monkeypatch.setattr(depth_module, "LEARNT_FROM", most)

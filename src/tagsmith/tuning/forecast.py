@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,8 @@ def make_forecast(
     ResourceError when it will not fit, with the settings that would.
     """
     started, held, device = time.perf_counter(), resident(), device_of(classifier)
-    plan, room = plan_of(classifier, parts, config), room or Room.beside(output, device)
+    plan = replace(plan_of(classifier, parts, config), is_passed=is_passed)
+    room = room or Room.beside(output, device)
     require_fit(plan, Memory(held, 0.0, device.type == "cpu"), room)  # what measuring itself needs, at the least
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         speed, per_token = _measured(classifier, parts, plan)

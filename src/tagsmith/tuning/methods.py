@@ -1,4 +1,4 @@
-"""Which weights learn, and from which block on gradients are needed."""
+"""Which weights learn, from which block on gradients are needed, and copies of a classifier that share the others."""
 
 from __future__ import annotations
 

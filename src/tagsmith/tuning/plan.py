@@ -68,6 +68,7 @@ class Plan:
 
     `sizes (N,)` are the tokens of the training texts; `rows` says what each part holds; `width` is that of a state and
     `dtype` its arithmetic, `step_dtype` that of a step; `reads_last_row` says that the last block runs on a row a text.
+    `is_passed` says that the states of frozen blocks are there already, since the depth was chosen by all rows.
     """
 
     config: Config
@@ -81,6 +82,7 @@ class Plan:
     dtype: torch.dtype
     step_dtype: torch.dtype
     reads_last_row: bool
+    is_passed: bool = False
 
     @property
     def is_probe(self) -> bool:
@@ -165,7 +167,7 @@ class Plan:
         size = self.states_of(part)
         if not size:
             return "none"
-        if size < self.config.tuning.cache_gib * GIB:
+        if size < self.config.tuning.cache_gib * GIB and not self.is_passed:
             return "cache"
         return "memory" if size <= BYTES_IN_MEMORY else "file"
 
@@ -183,7 +185,7 @@ class Plan:
         need = f"The states of frozen blocks need {gib(sum(self.states_of(part) for part in TUNED))}"
         if kept == "cache":
             return f"{need}: they are kept in the cache for later runs."
-        why = f"tuning.cache_gib is {cache_gib:g}"
+        why = "the depth was chosen by them" if self.is_passed else f"tuning.cache_gib is {cache_gib:g}"
         where = "in memory" if kept == "memory" else "in a temporary file"
         return f"{need} and {why}: they are kept for this run only, {where}."
 
