@@ -15,8 +15,12 @@ demo: $(VENV)/.installed
 	  "Hey, just wanted to check if we're still on for dinner tonight? Let me know!"
 	@echo "To serve it over HTTP: $(BIN)/tagsmith serve $(BUNDLE)" >&2
 
+# Side by side, a file to a process; what measures seconds comes afterwards, alone.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile -m "not slow and not alone"
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "alone and not slow"
 
 # What a wheel may lack that the sources have: modules, pages and styles, entry points, the version.
 WHEEL_TESTS := tests/test_package.py tests/test_import_time.py tests/test_cli.py tests/test_plugins.py \
@@ -27,7 +31,8 @@ test-wheel: $(VENV)/.installed-dev
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
-	PYTHONPATH=$(CURDIR)/build/wheel TAGSMITH_EXPECTED=$(CURDIR)/build/wheel $(BIN)/python -m pytest $(WHEEL_TESTS)
+	PYTHONPATH=$(CURDIR)/build/wheel TAGSMITH_EXPECTED=$(CURDIR)/build/wheel \
+	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(WHEEL_TESTS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -52,6 +52,8 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "label smoothing of 0.1": {"tuning": {"label_smoothing": 0.1}},
     "focal loss": {"tuning": {"loss": "focal"}},
     "eight epochs": {"tuning": {"epochs": 8}},
+    "one epoch": {"tuning": {"epochs": 1}},
+    "a head alone, stacked with TF-IDF": {"tuning": {"method": "head", "average": "none", "hybrid": "stacking"}},
     "a rate of 1e-4": {"tuning": {"learning_rate": 1e-4}},
     "a rate of 6e-4": {"tuning": {"learning_rate": 6e-4}},
     "no decay of the rate by block": {"tuning": {"layer_decay": 1.0}},

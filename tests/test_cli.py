@@ -414,6 +414,7 @@ def test_a_full_disk_is_explained(run, here, options, toy_csv, monkeypatch):
 COMMAND = [sys.executable, "-m", "tagsmith"]
 
 
+@pytest.mark.alone
 def test_help_comes_in_half_a_second_and_imports_nothing_heavy():
     took = []
     for _ in range(5):

@@ -60,6 +60,7 @@ def heavy(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", HEAVY)
 def test_a_heavy_file_is_refused_in_little_memory_and_time(heavy, name):
     found, seconds = heavy[name]

@@ -175,6 +175,7 @@ def test_a_client_that_leaves_frees_its_place(start, llama_bundle):
     assert server.metric('tagsmith_rejected_total{reason="disconnect"}') == 1
 
 
+@pytest.mark.alone
 def test_sigterm_under_load_loses_no_accepted_request(start, llama_bundle):
     server = start(llama_bundle, *FAST)
     with Load(server) as load:
