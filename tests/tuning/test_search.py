@@ -295,6 +295,21 @@ def test_recipes_differ_and_leave_each_block_that_learns_its_place(toy):
         assert own.model.backbone == "toy"
 
 
+def test_the_last_blocks_of_an_encoder_learn_first_where_there_is_no_time_for_all(compete):
+    config = Config.of(AUTO)
+    (encoder,), _ = compete("bert")
+
+    def blocks(seconds):
+        found = recipes_of(encoder, config, depths=[3], head=(3, encoder.classifier.pooling), seconds=seconds)
+        own = [recipe.applied(config).tuning for recipe in found]
+        return [tuning.blocks for tuning in own if tuning.method == "last_layers"]
+
+    enough = Recipe("bert", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 3, "epochs": 4}})
+    seconds = enough.seconds(encoder, config)
+    assert blocks(1.01 * seconds) == [3, 3, 3]
+    assert blocks(0.99 * seconds) == [2, 3, 3, 3]
+
+
 def test_forecast_seconds_grow_with_rows_epochs_and_blocks(toy):
     config = Config.of(AUTO)
     recipe = Recipe("toy", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 2, "epochs": 3}})
@@ -333,14 +348,15 @@ def test_a_head_alone_beats_a_tuning_only_where_all_rows_were_looked_at():
     assert chosen_of(both[:1], is_whole=False, left=1e9) == 0
 
 
-def test_a_winner_has_time_for_most_of_its_epochs_unless_it_is_far_better():
+def test_a_winner_has_time_for_most_of_its_epochs_unless_it_is_better_the_fewer_the_more():
     loss_H = np.random.default_rng(0).exponential(size=500)
     slow, quick = replace(candidate("slow", 0.9 * loss_H), seconds=100.0), candidate("quick", loss_H)
     assert chosen_of([slow, quick], is_whole=True, left=90.0) == 0
-    assert chosen_of([slow, quick], is_whole=True, left=50.0) == 1
-    assert chosen_of([slow], is_whole=True, left=50.0) == 0
+    assert chosen_of([slow, quick], is_whole=True, left=50.0) == 0, "half of its epochs, and better by a tenth"
+    assert chosen_of([slow, quick], is_whole=True, left=30.0) == 1, "a third of them"
+    assert chosen_of([slow], is_whole=True, left=30.0) == 0
     far = replace(slow, verdict=candidate("far", 0.5 * loss_H).verdict)
-    assert chosen_of([far, quick], is_whole=True, left=50.0) == 0, "some epochs of what is far better"
+    assert chosen_of([far, quick], is_whole=True, left=30.0) == 0, "some epochs of what is far better"
     assert chosen_of([far, quick], is_whole=True, left=20.0) == 1, "not even a quarter of them"
 
 

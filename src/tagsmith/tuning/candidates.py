@@ -23,7 +23,7 @@ _SHORT, _SLOWEST = 10.0, 2.0
 """Seconds of a trial that tells nothing of its pace, and the slowest that is believed: other work passes."""
 
 FAR_BETTER = 0.85
-"""A loss this much lower says more than that there is no time for most of the epochs, or that a head alone has it."""
+"""A loss this much lower says more than that there is time for the fewest epochs only, or that a head alone has it."""
 
 _SPEAK_AGAINST = 2 * (FOLDS * (1 / FOLDS + 1 / (FOLDS - 1))) ** 0.5
 """Two standard errors of rows that folds judge: what their candidates learnt from overlaps, and the plain error, which
@@ -141,7 +141,8 @@ def chosen_of(
     """The cheapest of those that are no worse than the best of them; never TF-IDF alone, which all bundles have beside.
 
     Those that could be trained on all rows for most of their epochs in the seconds that are `left` come first: what
-    wins a short tuning and is then cut short loses to what had its time, unless it is far better.
+    wins a short tuning and is then cut short loses to what had its time, unless it is better, and far better where
+    there is time for few of its epochs.
 
     Where the sample is not all of the training rows (`is_whole`), a head alone wins only where no tuning was judged, or
     it is far better: more rows help a tuning more, and one that begins at its probe never ends worse than that.
@@ -175,11 +176,16 @@ _Tried = tuple[int, Candidate, Judged]
 
 
 def _in_time(judged: Sequence[_Tried], left: float) -> list[_Tried]:
-    """Those with time for most of their epochs, and tunings with time for some that are far better than such ones."""
+    """Those with time for most of their epochs, and tunings that are better than such ones, the less time the more."""
     ready = [one for one in judged if MOST_OF_IT * one[1].seconds <= left]
-    least = FAR_BETTER * _least([one for one in ready if one[1].kind != "head"])
     short = [one for one in judged if one not in ready and LEAST_OF_IT * one[1].seconds <= left]
-    return [*ready, *(one for one in short if one[1].kind != "head" and one[2].loss < least)]
+    least = _least([one for one in ready if one[1].kind != "head"])
+
+    def is_worth_it(each: Candidate, verdict: Judged) -> bool:
+        asked = np.interp(left / each.seconds, (LEAST_OF_IT, MOST_OF_IT), (FAR_BETTER, 1.0))
+        return each.kind != "head" and verdict.loss < asked * least
+
+    return [*ready, *(one for one in short if is_worth_it(*one[1:]))]
 
 
 def _least(judged: Sequence[_Tried]) -> float:

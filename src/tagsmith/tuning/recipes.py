@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from math import inf
 from typing import Any
 
 from tagsmith.config import Config, merge
@@ -24,6 +25,9 @@ FEW_ROWS = 3000
 EPOCHS = {"last_layers": 4, "full": 4, "lora": 4, "head": 1, "contrastive": 10}
 SHORT = 2
 """Epochs of a short tuning where the user says how many a whole one has."""
+
+LAST = 2
+"""Blocks of an encoder that learn where there is no time for all of them."""
 
 CHOSEN_BY_AUTO = {
     *(("tuning", key) for key in ("method", "budget", "trials", "hybrid")),
@@ -177,12 +181,21 @@ def batch_size(rows: int) -> int:
     return 16 if rows < FEW_ROWS else 32
 
 
-def recipes_of(entrant: Entrant, config: Config, *, depths: Sequence[int], head: tuple[int, str]) -> list[Recipe]:
+def recipes_of(
+    entrant: Entrant,
+    config: Config,
+    *,
+    depths: Sequence[int],
+    head: tuple[int, str],
+    seconds: float = inf,
+) -> list[Recipe]:
     """What is worth trying with a backbone, the most promising first, no two the same after the user's settings.
 
     Args:
         depths: shortlisted by probes, shallow to deep.
         head: depth and pooling of the best probe.
+        seconds: of a winner's training. Where all blocks of an encoder cannot learn in them, its last ones are tried
+            first: the others then compute each text once.
     """
     classifier = entrant.classifier
     pooling, rows, (layers, how) = classifier.pooling, len(entrant.parts["train"].truth), head
@@ -201,7 +214,7 @@ def recipes_of(entrant: Entrant, config: Config, *, depths: Sequence[int], head:
     if is_few(entrant, most=FEWEST_OF_A_LABEL) and found:
         pass  # so few rows cannot tell many candidates apart: the fewer there are, the less luck decides
     elif not classifier.backbone.family.causal:
-        found += [
+        whole = [
             tuned(depth, method="last_layers", blocks=depth, learning_rate=rate, layer_decay=0.9, start=start)
             for depth, rate, start in (
                 (layers if how == pooling else deepest, 3e-4, _start(config)),
@@ -209,6 +222,10 @@ def recipes_of(entrant: Entrant, config: Config, *, depths: Sequence[int], head:
                 (deepest, 1e-4, _start(config)),
             )
         ]
+        if Recipe(entrant.name, merge(entrant.settings, whole[0])).seconds(entrant, config) > seconds:
+            last = min(LAST, deepest)
+            found.append(tuned(deepest, method="last_layers", blocks=last, learning_rate=3e-4, layer_decay=0.9))
+        found += whole
     else:
         found += [
             tuned(depth, method="last_layers", blocks=min(blocks, depth), learning_rate=rate)

@@ -389,7 +389,7 @@ class _Look:
         }
         best = self._best_head(config, seconds)
         depths = shortlist(own) if len(own) > 1 else list(own)
-        found = recipes_of(self.entrant, config, depths=depths, head=best)
+        found = recipes_of(self.entrant, config, depths=depths, head=best, seconds=seconds)
         return [(self, recipe) for recipe in found]
 
     def _best_head(self, config: Config, seconds: float) -> tuple[int, str]:
