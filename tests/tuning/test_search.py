@@ -12,9 +12,10 @@ from tagsmith.tuning import entering
 from tagsmith.tuning.budget import Clock, budget_of, trials_end
 from tagsmith.tuning.candidates import Candidate, chosen_of
 from tagsmith.tuning.entering import enter, within_reach
+from tagsmith.tuning.halving import Cost
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
-from tagsmith.tuning.search import _Look, search
+from tagsmith.tuning.search import _for_one_trial, _Look, search
 from tagsmith.tuning.trials import Judged, draw_sample, try_recipe
 from tagsmith.tuning.winner import fit_to_time
 
@@ -109,6 +110,32 @@ def test_with_less_time_all_learn_from_few_rows_and_the_best_from_more(compete, 
     assert found.candidates[found.chosen].learnt == 1
     stayed = [each for each in tunings if each.learnt < 1]
     assert all(len(each.verdict.loss_H) == len(tunings[-1].verdict.loss_H) for each in stayed)
+
+
+def test_the_cheapest_trial_may_take_longer_if_its_training_can_begin_then():
+    costs, trainings = [Cost(50.0, 4.0), Cost(20.0, 2.0)], [300.0, 120.0]
+
+    def until(spent):
+        return _for_one_trial(costs, trainings, Clock(120.0, 0.0, now=lambda: spent))
+
+    begun = 0.95 * 120 - 22 - 0.35 * 120
+    assert until(30.0) == pytest.approx((30 + 1.01 * 22) / 120)
+    assert until(begun - 0.1) > 0
+    assert until(begun + 0.1) == 0
+
+
+def test_one_tuning_is_tried_where_trials_have_time_for_none(compete, monkeypatch):
+    entrants, texts = compete("bert", counts={"train": 120, "validation": 40})
+    tokens = entrants[0].tokens("train")
+    slow = [replace(each, step=3.6 / tokens, frozen=1e-9) for each in entrants]  # a trial: 19 seconds of 18
+
+    def tried():
+        found = search(slow, texts, Config.of(AUTO), clock=Clock(40.0, 0.0, now=lambda: 0.0))
+        return [each.verdict for each in found.candidates if each.kind == "last_layers" and each.hybrid == "none"]
+
+    assert len(tried()) == 1
+    monkeypatch.setattr("tagsmith.tuning.search.BEGUN", 1e9)
+    assert tried() == []
 
 
 def test_without_time_for_a_tuning_a_head_alone_is_found(compete):

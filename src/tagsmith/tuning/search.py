@@ -65,6 +65,9 @@ FEW_UNTIL = 0.7
 
 MOST_DEPTHS, FIRST_TUNINGS = 6, 3
 
+BEGUN = 0.35
+"""The share of a training that there must be time for, if its trial is to take what other trials would not get."""
+
 _SPARE = 1.2
 _TOGETHER = "contrastive"
 
@@ -211,8 +214,16 @@ def _planned(
         paired = zip(tunings, costs, strict=True)
         wanted = sum(cost.on(1.0) for (_, recipe), cost in paired if recipe.applied(config).tuning.method == _TOGETHER)
         until = max(until, FEW_UNTIL, min(LATEST, (clock.spent + _SPARE * wanted) / clock.budget))
+    elif costs and min(cost.on(1.0) for cost in costs) > lanes * clock.left(until):
+        until = max(until, _for_one_trial(costs, trainings, clock))
     ladder = plan_ladder(costs, lanes * clock.left(until), rows=sample.each)
     return _Planned(heads, [tunings[i] for i in ladder.entrants], ladder.rungs, until)
+
+
+def _for_one_trial(costs: Sequence[Cost], trainings: Sequence[float], clock: Clock) -> float:
+    """The share of the budget by which the cheapest trial ends, if its training can then begin; 0 if it cannot."""
+    seconds, training = min((cost.on(1.0), training) for cost, training in zip(costs, trainings, strict=True))
+    return (clock.spent + 1.01 * seconds) / clock.budget if clock.left(LATEST) - seconds >= BEGUN * training else 0.0
 
 
 def _judged(
