@@ -54,7 +54,7 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "eight epochs": {"tuning": {"epochs": 8}},
     "one epoch": {"tuning": {"epochs": 1}},
     "two epochs": {"tuning": {"epochs": 2}},
-    "the last two blocks, three epochs": {"tuning": {"blocks": 2, "epochs": 3}},
+    "the last two blocks for three epochs": {"tuning": {"blocks": 2, "epochs": 3}},
     "a head alone": {"tuning": {"method": "head", "average": "none"}},
     "a head alone, stacked with TF-IDF": {"tuning": {"method": "head", "average": "none", "hybrid": "stacking"}},
     "a rate of 1e-4": {"tuning": {"learning_rate": 1e-4}},
