@@ -56,7 +56,7 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "two epochs": {"tuning": {"epochs": 2}},
     "the last two blocks for three epochs": {"tuning": {"blocks": 2, "epochs": 3}},
     "a head alone": {"tuning": {"method": "head", "average": "none"}},
-    "a head alone, stacked with TF-IDF": {"tuning": {"method": "head", "average": "none", "hybrid": "stacking"}},
+    "a head alone stacked with TF-IDF": {"tuning": {"method": "head", "average": "none", "hybrid": "stacking"}},
     "a rate of 1e-4": {"tuning": {"learning_rate": 1e-4}},
     "a rate of 6e-4": {"tuning": {"learning_rate": 6e-4}},
     "no decay of the rate by block": {"tuning": {"layer_decay": 1.0}},
