@@ -337,6 +337,34 @@ def test_the_last_blocks_of_an_encoder_learn_first_where_there_is_no_time_for_al
     assert blocks(0.99 * seconds) == [2, 3, 3, 3]
 
 
+def smoothing_of(encoder, config):
+    found = [recipe.applied(config).tuning for recipe in recipes_of(encoder, config, depths=[3], head=(3, "mean"))]
+    return {(tuning.method, tuning.label_smoothing) for tuning in found}
+
+
+def test_where_blocks_of_an_encoder_learn_targets_are_smoothed_unless_the_user_says_how(compete):
+    (encoder,), _ = compete("bert")
+    assert smoothing_of(encoder, Config.of(AUTO)) >= {("last_layers", 0.1), ("head", 0.0)}
+    given = Config.of({"tuning": AUTO["tuning"] | {"label_smoothing": 0.03}})
+    assert {smoothing for _, smoothing in smoothing_of(encoder, given)} == {0.03}
+
+
+def test_sets_of_labels_are_not_smoothed(compete):
+    (encoder,), _ = compete("bert")
+    several = {name: replace(part, truth=np.eye(2, dtype=bool)[part.truth]) for name, part in encoder.parts.items()}
+    assert {smoothing for _, smoothing in smoothing_of(replace(encoder, parts=several), Config.of(AUTO))} == {0.0}
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_nothing_that_a_winner_decides_is_left_in_another_that_is_taken(compete, family):
+    from tagsmith.deployment.planned import UNSEARCHED
+
+    (entrant,), _ = compete(family)
+    config = Config.of({"tuning": {"method": "auto"}})
+    for recipe in recipes_of(entrant, config, depths=[1, 2, 3], head=(2, "mean")):
+        assert set(recipe.settings["tuning"]) <= {"method", *UNSEARCHED["tuning"]}
+
+
 def test_forecast_seconds_grow_with_rows_epochs_and_blocks(toy):
     config = Config.of(AUTO)
     recipe = Recipe("toy", {"model": {"layers": 3}, "tuning": {"method": "last_layers", "blocks": 2, "epochs": 3}})

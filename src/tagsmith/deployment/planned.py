@@ -36,10 +36,10 @@ def planned_settings(folder: Path, *, take: int | None = None) -> dict[str, Any]
             "baseline; `tagsmith export BUNDLE --to tfidf` makes a bundle of it."
         )
     own = {"model": {"backbone": found["backbone"]}}
-    return merge(settings, _UNSEARCHED, found["settings"], own)
+    return merge(settings, UNSEARCHED, found["settings"], own)
 
 
-_UNSEARCHED = {
+UNSEARCHED = {
     "model": {"long_texts": ModelConfig().long_texts},
     "tuning": TuningConfig().model_dump(
         include={
@@ -52,6 +52,7 @@ _UNSEARCHED = {
                 "head_learning_rate",
                 "hybrid",
                 "hybrid_share",
+                "label_smoothing",
                 "layer_decay",
             ),
             *("learning_rate", "lora_rank", "most_rows", "patience", "soup", "start"),

@@ -29,6 +29,9 @@ SHORT = 2
 LAST = 2
 """Blocks of an encoder that learn where there is no time for all of them."""
 
+SMOOTHING = 0.1
+"""Label smoothing where blocks of an encoder learn and each text has one label: docs/benchmarks/ideas.md."""
+
 CHOSEN_BY_AUTO = {
     *(("tuning", key) for key in ("method", "budget", "trials", "hybrid")),
     ("model", "backbone"),
@@ -214,8 +217,9 @@ def recipes_of(
     if is_few(entrant, most=FEWEST_OF_A_LABEL) and found:
         pass  # so few rows cannot tell many candidates apart: the fewer there are, the less luck decides
     elif not classifier.backbone.family.causal:
+        own = {"layer_decay": 0.9, "label_smoothing": SMOOTHING if entrant.parts["train"].truth.ndim == 1 else 0.0}
         whole = [
-            tuned(depth, method="last_layers", blocks=depth, learning_rate=rate, layer_decay=0.9, start=start)
+            tuned(depth, method="last_layers", blocks=depth, learning_rate=rate, start=start, **own)
             for depth, rate, start in (
                 (layers if how == pooling else deepest, 3e-4, _start(config)),
                 (deepest, 3e-4, "random"),
@@ -224,7 +228,7 @@ def recipes_of(
         ]
         if Recipe(entrant.name, merge(entrant.settings, whole[0])).seconds(entrant, config) > seconds:
             last = min(LAST, deepest)
-            found.append(tuned(deepest, method="last_layers", blocks=last, learning_rate=3e-4, layer_decay=0.9))
+            found.append(tuned(deepest, method="last_layers", blocks=last, learning_rate=3e-4, **own))
         found += whole
     else:
         found += [
