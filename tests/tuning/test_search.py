@@ -16,7 +16,7 @@ from tagsmith.tuning.halving import Cost
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.recipes import Entrant, Recipe, pinned, recipes_of
 from tagsmith.tuning.search import _for_one_trial, _Look, search
-from tagsmith.tuning.trials import Judged, draw_sample, try_recipe
+from tagsmith.tuning.trials import Judged, Sample, draw_sample, lexical_seconds, try_recipe
 from tagsmith.tuning.winner import fit_to_time
 
 NAMES = Labels.of(["complaint", "praise"])
@@ -363,6 +363,12 @@ def test_nothing_that_a_winner_decides_is_left_in_another_that_is_taken(compete,
     config = Config.of({"tuning": {"method": "auto"}})
     for recipe in recipes_of(entrant, config, depths=[1, 2, 3], head=(2, "mean")):
         assert set(recipe.settings["tuning"]) <= {"method", *UNSEARCHED["tuning"]}
+
+
+def test_the_time_of_tf_idf_is_reckoned_without_its_answers_and_by_words_alone_for_many_letters():
+    sample = Sample({}, ((np.arange(10), np.arange(10, 40)),))
+    assert lexical_seconds(4.0, sample, ["a text"] * 100) == pytest.approx(20.0)
+    assert lexical_seconds(4.0, sample, ["a" * 110_000] * 100) == pytest.approx(5.0)
 
 
 def test_forecast_seconds_grow_with_rows_epochs_and_blocks(toy):

@@ -22,7 +22,7 @@ _RARE = 4095
 _WORD = np.uint64(1 << 62)
 _LENGTHS = (2, 3, 4, 5)
 _CHUNK_LETTERS = 1_000_000
-_LETTERS_FOR_N_GRAMS = 10_000_000  # above it words alone: n-grams of 33M letters (IMDB) would take 2 GiB
+LETTERS_FOR_N_GRAMS = 10_000_000  # above it words alone: n-grams of 33M letters (IMDB) would take 2 GiB
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Vectoriser:
         common = [letter for letter, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0]))[:_MOST_LETTERS]]
         letters = np.array(sorted({ord(letter) for letter in common} | {32}), dtype=np.uint32)
         kept = sorted(word for word, rows in words.items() if rows >= least)
-        return cls(letters, {word: i for i, word in enumerate(kept, start=1)}, total <= _LETTERS_FOR_N_GRAMS)
+        return cls(letters, {word: i for i, word in enumerate(kept, start=1)}, total <= LETTERS_FOR_N_GRAMS)
 
     def count(self, texts: Sequence[str]) -> Counts:
         """All terms of texts, known or not."""

@@ -54,6 +54,7 @@ from tagsmith.tuning.trials import (
     Judged,
     Sample,
     draw_sample,
+    lexical_seconds,
     try_lexical,
     try_probe,
     try_recipe,
@@ -121,7 +122,7 @@ def search(
     sample = sample.repeated(_repeats(entrants, sample, config, clock), entrants[0].parts, seed=config.seed)
     part, began = sample.of(entrants[0].parts), clock.spent
     lexical = try_lexical(sample.texts(texts), part, sample, labels=entrants[0].classifier.labels, seed=config.seed)
-    beside = (clock.spent - began) * len(entrants[0].parts["train"].truth) / sample.fitted
+    beside = lexical_seconds(clock.spent - began, sample, texts["train"])
     candidates = [Candidate("TF-IDF + linear", "tfidf", None, lexical, 0.0, 0)]
     listen(said(candidates[0]))
     by_pace = sorted(entrants, key=lambda each: each.reference_pass())

@@ -24,6 +24,7 @@ from tagsmith.labels import Labels
 from tagsmith.model.activations import States
 from tagsmith.model.classifier import Classifier, Scorer, finish_states, pool_states
 from tagsmith.model.hybrid import Hybrid, Mixing
+from tagsmith.model.lexical import LETTERS_FOR_N_GRAMS
 from tagsmith.model.lexical_fitting import fit_lexical, fit_lexical_sets
 from tagsmith.tuning.learner import Part
 from tagsmith.tuning.loop import tune
@@ -36,6 +37,10 @@ from tagsmith.tuning.recipes import Recipe
 ENOUGH, FOLDS, MOST_REPEATS = 1000, 3, 3
 HELD_OUT = ("validation", "calibration")
 STRENGTH = 10.0
+
+ANSWERED, WORDS_ALONE = 1 / 3, 0.25
+"""Of what TF-IDF takes to fit a text: answering one, and fitting it by words without n-grams of letters (reviews of
+1,300 letters: 3.5 ms, 1.2 ms and 0.8 ms)."""
 
 
 @dataclass(frozen=True)
@@ -331,3 +336,13 @@ def try_lexical(texts: Sequence[str], part: Part, sample: Sample, *, labels: Lab
         probs_HC = np.clip(lexical.probabilities([texts[i] for i in held]), 1e-12, 1 - 1e-12)
         found.append(np.log(probs_HC) - np.log1p(-probs_HC) if labels.multi_label else np.log(probs_HC))
     return judged(np.concatenate(found), part.truth, sample.judged)
+
+
+def lexical_seconds(took: float, sample: Sample, texts: Sequence[str]) -> float:
+    """About how long TF-IDF takes to fit all `texts`, where a sample of them took so many seconds.
+
+    In the sample it answers as well; of many letters it counts words alone, which the sample's few do not show.
+    """
+    words_alone = sum(map(len, texts)) > LETTERS_FOR_N_GRAMS
+    read = sample.fitted + ANSWERED * len(sample.judged)
+    return took / read * len(texts) * (WORDS_ALONE if words_alone else 1.0)
